@@ -1,0 +1,30 @@
+"""Shared set-up: Ultralytics must neither install packages nor keep its settings in the user's home while tests run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["YOLO_AUTOINSTALL"] = "false"
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_lightbackbones_settings_")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The checkout the tests run from."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def bccd() -> Path:
+    """Data YAML of the blood cell images (github.com/Shenggan/BCCD_Dataset), where they lie beside the checkout."""
+    data = SHARED / "data" / "bccd" / "bccd.yaml"
+    if not data.is_file():
+        pytest.skip("the BCCD images are not beside this checkout; test_yolo_command.py runs the same on digits")
+    return data

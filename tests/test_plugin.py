@@ -1,0 +1,260 @@
+"""The seams on Ultralytics: what they add, and that stock models do not notice them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.nn import tasks
+from ultralytics.utils import checks
+
+import yolo_lightbackbones
+from yolo_lightbackbones import backbone, fusion, plugin
+from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
+from yolo_lightbackbones.layers import BatchNorm2d
+
+STOCK = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> Iterator[None]:
+    """Every test starts and ends with the plugin installed, as in a process where the autoload ran."""
+    yolo_lightbackbones.register()
+    yield
+    yolo_lightbackbones.register()
+
+
+@pytest.fixture(scope="module")
+def detector() -> Any:
+    """A YOLOv5n on EdgeViT-XXS whose norms have something to fold."""
+    torch.manual_seed(0)
+    model = YOLO("yolov5n_edgevit.yaml").model
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def build(name: str) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """State dict and raw outputs of a stock model with seeded weights."""
+    torch.manual_seed(0)
+    model = YOLO(name).model.eval()
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain = model(image)
+        fused = model.fuse(verbose=False)(image)
+    return model.state_dict(), [tensor for out in (plain, fused) for tensor in flat(out)]
+
+
+def flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    return [tensor for item in values for tensor in flat(item)]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_models_are_bit_identical_with_and_without_the_plugin(name: str) -> None:
+    weights_on, outputs_on = build(name)
+    yolo_lightbackbones.unregister()
+    weights_off, outputs_off = build(name)
+    assert list(weights_on) == list(weights_off)
+    assert len(outputs_on) == len(outputs_off) > 1
+    for on, off in zip([*weights_on.values(), *outputs_on], [*weights_off.values(), *outputs_off], strict=True):
+        assert torch.equal(on, off)
+
+
+def test_unregister_leaves_nothing_behind_and_register_is_idempotent() -> None:
+    yolo_lightbackbones.unregister()
+    originals = (tasks.parse_model, tasks.BaseModel.fuse, tasks.BaseModel.is_fused, checks.check_file)
+    names = set(vars(tasks))
+    assert not hasattr(tasks, "EdgeViT")
+    with pytest.raises(FileNotFoundError):
+        YOLO("yolov5n_edgevit.yaml")
+
+    yolo_lightbackbones.register()
+    yolo_lightbackbones.register()
+    assert tasks.EdgeViT is EdgeViT
+    assert tasks.parse_model.__wrapped__ is originals[0]
+    for name, module in sys.modules.items():
+        if name.startswith("ultralytics"):
+            assert all(v is not originals[0] for v in list(vars(module).values())), f"{name} holds the old parser"
+
+    yolo_lightbackbones.unregister()
+    assert (tasks.parse_model, tasks.BaseModel.fuse, tasks.BaseModel.is_fused, checks.check_file) == originals
+    assert set(vars(tasks)) == names
+
+
+@pytest.mark.parametrize(("letter", "variant"), [("n", "xxs"), ("s", "xs"), ("m", "s")])
+def test_the_scale_letter_builds_its_variant(letter: str, variant: str) -> None:
+    model = YOLO(f"yolov5{letter}_edgevit.yaml").model
+    assert model.model[0].out_channels == VARIANTS[variant].embed_dims
+    assert model.stride.tolist() == [8, 16, 32]
+    assert model.yaml["backbone"][0] == [-1, 1, "EdgeViT", [{"n": "xxs", "s": "xs", "m": "s"}]], "stored as written"
+    assert model.yaml["backbone"][1] == [0, 1, "Tap", ["P3"]]
+
+
+def test_the_image_channels_of_the_data_reach_the_stem() -> None:
+    model = tasks.DetectionModel("yolov5n_edgevit.yaml", ch=1, nc=2, verbose=False)
+    assert model.model[0].stem.proj.in_channels == 1
+    assert isinstance(model.model[0].input_norm, nn.Identity), "there is no published convention for one channel"
+
+
+def test_published_eps_survives_initialize_weights_and_gflops_are_counted(detector: Any) -> None:
+    ours = [m for m in detector.model[0].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert ours
+    assert {type(m) for m in ours} == {BatchNorm2d}
+    assert {m.eps for m in ours} == {1e-5}
+    assert {m.eps for m in detector.model[4].modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ultralytics.utils.torch_utils import get_flops
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector(torch.zeros(1, 3, 640, 640))
+    assert get_flops(detector, 640) == pytest.approx(counter.get_total_flops() / 1e9, rel=0.03)
+
+
+def test_every_parameter_of_a_detector_gets_a_gradient() -> None:
+    model = YOLO("yolov5n_edgevit.yaml").model.train()
+    sum(out.float().pow(2).mean() for out in flat(model(torch.rand(2, 3, 64, 96)))).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None and ".dfl." not in name]
+    assert not missing
+
+
+def test_fuse_folds_our_modules_and_keeps_the_output(detector: Any) -> None:
+    import copy
+
+    image = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(1))
+    fused = copy.deepcopy(detector)
+    assert not fused.is_fused()
+    fused.fuse(verbose=False)
+    assert fused.is_fused()
+    assert fusion.is_fused(fused.model[0])
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert [m.i for m in fused.model] == list(range(len(fused.model))), "Ultralytics' own marks are kept"
+    with torch.no_grad():
+        expected, seen = flat(detector(image)), flat(fused(image))
+    for want, got in zip(expected, seen, strict=False):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.std()))
+    before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+    fused.fuse(verbose=False)
+    for name, tensor in fused.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("name", ["yolov5_edgevit.yaml", "yolov5n_edgevit.yaml", "cfg/yolov5m_edgevit.yaml"])
+def test_our_yamls_are_found_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(YOLO(name).model.model[0], EdgeViT)
+
+
+def test_a_file_of_the_users_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("yolov5_edgevit.yaml").write_text("mine: true\n")
+    assert checks.check_yaml("yolov5_edgevit.yaml") == "yolov5_edgevit.yaml"
+
+
+@pytest.mark.parametrize("name", ["elsewhere/yolov5_edgevit.yaml", "yolov5_edgevitt.yaml", "yolov5_edgevit.txt"])
+def test_a_mistyped_path_is_not_answered_with_a_file_of_ours(name: str, tmp_path: Path) -> None:
+    with pytest.raises((FileNotFoundError, AssertionError)):
+        checks.check_yaml(name)
+    with pytest.raises(FileNotFoundError):
+        checks.check_file(str(tmp_path / "yolov5_edgevit.yaml"))
+
+
+def test_a_mistake_in_a_yaml_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (repository / "cfg" / "yolov5_edgevit.yaml").read_text().replace("n: xxs", "n: xxxs")
+    Path("mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml, row 0 .*Unknown variant 'xxxs' of EdgeViT\. Did you mean 'xxs'"):
+        YOLO("mine.yaml").train(data="digits.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_family_registered_later_is_known_to_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    from yolo_lightbackbones import registry
+
+    class Later(EdgeViT):
+        family = "later"
+
+    monkeypatch.setattr(registry, "_families", dict(registry._families))
+    registry.register_backbone(Later)
+    model, _ = tasks.parse_model({"nc": 1, "backbone": [[-1, 1, "Later", ["xxs"]], [0, 1, "Tap", ["P3"]]], "head": []}, 3)
+    assert isinstance(model[0], Later)
+
+
+def test_a_missing_seam_is_one_warning_and_hands_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    yolo_lightbackbones.unregister()
+
+    def other_parser(config: Any) -> None:
+        """Another signature."""
+
+    monkeypatch.setattr(tasks, "parse_model", other_parser)
+    monkeypatch.delattr(tasks.BaseModel, "is_fused")
+    names, fuse = set(vars(tasks)), tasks.BaseModel.fuse
+    with pytest.warns(UserWarning, match="does not fit Ultralytics") as caught:
+        yolo_lightbackbones.register()
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "ultralytics.nn.tasks.parse_model(config" in message
+    assert "BaseModel.is_fused is gone" in message
+    assert plugin.TESTED_VERSIONS in message
+    assert not plugin.is_registered()
+    assert set(vars(tasks)) == names
+    assert tasks.parse_model is other_parser
+    assert tasks.BaseModel.fuse is fuse
+
+
+def test_a_module_of_ultralytics_own_by_our_name_is_hands_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    yolo_lightbackbones.unregister()
+    monkeypatch.setattr(tasks, "Tap", object, raising=False)
+    with pytest.warns(UserWarning, match="has a Tap of its own"):
+        yolo_lightbackbones.register()
+    assert not plugin.is_registered()
+
+
+@pytest.mark.parametrize("safe", ["0", "1"])
+def test_a_checkpoint_loads_in_a_fresh_process_without_an_import(safe: str, detector: Any, tmp_path: Path) -> None:
+    """As in a DDP worker or a notebook; with ULTRALYTICS_SAFE_LOAD=1 only known classes are unpickled."""
+    path = tmp_path / "best.pt"
+    torch.save({"model": detector, "train_args": {}}, path)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.save(image, tmp_path / "image.pt")
+    code = f"""
+        import torch
+        from ultralytics import YOLO
+        model = YOLO({str(path)!r}).model.eval()
+        with torch.no_grad():
+            torch.save(model(torch.load({str(tmp_path / "image.pt")!r}))[0], {str(tmp_path / "out.pt")!r})
+    """
+    environment = {**os.environ, "ULTRALYTICS_SAFE_LOAD": safe}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment, cwd=tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "out.pt"), detector(image)[0])
+
+
+def test_importing_the_plugin_module_touches_nothing() -> None:
+    code = "import yolo_lightbackbones.plugin, sys; assert 'ultralytics' not in sys.modules"
+    environment = {**os.environ, "YOLO_LIGHTBACKBONES_AUTOLOAD": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_taps_default_matches_the_contract() -> None:
+    assert backbone.TAPS == ("P2", "P3", "P4", "P5")

@@ -1,0 +1,144 @@
+"""Row translation: what Ultralytics' parser gets to see, and what a mistake in a YAML says."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import yaml
+
+from yolo_lightbackbones import rows
+from yolo_lightbackbones.registry import families
+
+MODEL = """
+nc: 3
+scales: {n: [0.33, 0.25, 1024], s: [0.33, 0.50, 1024]}
+yaml_file: my.yaml
+backbone:
+  - [-1, 1, EdgeViT, [{n: xxs, s: xs}]]
+  - [0, 1, Tap, [P3]]
+  - [0, 1, Tap, [P4]]
+  - [0, 1, Tap, [P5]]
+  - [-1, 1, SPPF, [1024, 5]]
+head:
+  - [[1, 2, 4], 1, Detect, [nc]]
+"""
+
+
+def model(**rows_by_number: Any) -> dict[str, Any]:
+    """The model above with some rows replaced: `model(row0=[-1, 1, EdgeViT, [xs]])`; None removes a row."""
+    config: dict[str, Any] = yaml.safe_load(MODEL)
+    every = [*config["backbone"], *config["head"]]
+    for key, row in rows_by_number.items():
+        every[int(key.removeprefix("row"))] = yaml.safe_load(row) if isinstance(row, str) else row
+    config["backbone"], config["head"] = every[:-1], every[-1:]
+    return config
+
+
+def translate(config: dict[str, Any], in_channels: int = 3) -> dict[str, Any]:
+    return rows.translate(config, in_channels, families())
+
+
+def test_taps_become_index_rows_with_their_channels() -> None:
+    config = model()
+    before = copy.deepcopy(config)
+    out = translate(config)
+    assert out["backbone"] == [
+        [-1, 1, "EdgeViT", ["edgevit_xxs", 3, ("P2", "P3", "P4", "P5"), None, "auto"]],
+        [0, 1, "Index", [72, 1]],
+        [0, 1, "Index", [144, 2]],
+        [0, 1, "Index", [288, 3]],
+        [-1, 1, "SPPF", [1024, 5]],
+    ]
+    assert out["head"] == config["head"]
+    assert config == before, "the model's own YAML stays as the user wrote it"
+
+
+@pytest.mark.parametrize(("scale", "variant", "channels"), [("n", "edgevit_xxs", 72), ("s", "edgevit_xs", 96)])
+def test_the_scale_letter_picks_the_variant(scale: str, variant: str, channels: int) -> None:
+    out = translate({**model(), "scale": scale})
+    assert out["backbone"][0][3][0] == variant
+    assert out["backbone"][1][3] == [channels, 1]
+
+
+def test_without_a_letter_the_first_scale_counts_as_in_ultralytics() -> None:
+    assert translate({**model(), "scale": ""})["backbone"][0][3][0] == "edgevit_xxs"
+
+
+@pytest.mark.parametrize("spelling", ["s", "edgevit_s", "EdgeViT_S"])
+def test_a_plain_variant_needs_no_mapping(spelling: str) -> None:
+    assert translate(model(row0=f"[-1, 1, EdgeViT, [{spelling}]]"))["backbone"][0][3][0] == "edgevit_s"
+
+
+def test_options_and_image_channels_reach_the_backbone() -> None:
+    out = translate(model(row0="[-1, 1, EdgeViT, [xs, {drop_path_rate: 0.2, input_norm: none}]]"), in_channels=4)
+    assert out["backbone"][0][3] == ["edgevit_xs", 4, ("P2", "P3", "P4", "P5"), 0.2, "none"]
+
+
+def test_index_rows_with_the_right_channels_pass() -> None:
+    out = translate(model(row1="[0, 1, Index, [72, 1]]", row2="[-2, 1, Index, [144, -2]]"))
+    assert out["backbone"][1] == [0, 1, "Index", [72, 1]]
+    assert out["backbone"][2] == [-2, 1, "Index", [144, 2]]
+
+
+def test_stages_behind_the_deepest_used_tap_are_not_built() -> None:
+    out = translate(model(row3="[0, 1, Tap, [P4]]"))
+    assert out["backbone"][0][3][2] == ("P2", "P3", "P4")
+
+
+def test_a_model_without_our_rows_is_none_of_our_business() -> None:
+    stock = {"backbone": [[-1, 1, "Conv", [64, 3, 2]]], "head": [[[0], 1, "Detect", ["nc"]]]}
+    assert not rows.names_backbone(stock, families())
+    assert not rows.names_backbone({"backbone": "nonsense", "head": None}, families())
+    assert rows.names_backbone(model(), families())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row0": "[-1, 1, EdgeViT, [xxl]]"}, r"my\.yaml, row 0 \[-1, 1, EdgeViT, \[xxl\]\]: Unknown variant 'xxl'.*Did you mean 'xxs'\? Allowed: xxs, xs, s"),
+        ({"row0": "[-1, 1, EdgeViT, [{s: xs}]]"}, r"row 0.*no variant for scale 'n'. Allowed: s\."),
+        ({"row0": "[-1, 1, EdgeViT, [{n: 3}]]"}, r"row 0.*the variant is 3; it must be a name out of xxs, xs, s"),
+        ({"row0": "[-1, 1, EdgeViT, []]"}, r"row 0.*0 arguments; EdgeViT takes a variant"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {}, 3]]"}, r"row 0.*3 arguments"),
+        ({"row0": "[-1, 1, EdgeViT, [{drop_path_rate: 0.1}]]"}, r"row 0.*'drop_path_rate' is an option; the variant comes first"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_rate: 0.1}]]"}, r"row 0.*unknown option 'drop_rate'. Allowed: drop_path_rate, input_norm"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: high}]]"}, r"row 0.*drop_path_rate is 'high'; it must be a number"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: true}]]"}, r"drop_path_rate is True; it must be a number"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: 1.0}]]"}, r"drop_path_rate is 1\.0; .* at least 0 and below 1"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {input_norm: imagenet}]]"}, r"input_norm is 'imagenet'; it must be one of auto, none"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, small]]"}, r"row 0.*second argument is 'small'; it must be a mapping of options"),
+        ({"row0": "[-1, 2, EdgeViT, [xxs]]"}, r"row 0.*repeats is 2; a backbone cannot be repeated: write 1"),
+        ({"row0": "[0, 1, EdgeViT, [xxs]]"}, r"row 0.*'from' is 0; a backbone takes the image: write -1"),
+        ({"row0": "[-1, 1, Conv, [64, 3, 2]]", "row1": "[-1, 1, EdgeViT, [xxs]]"}, r"row 1.*EdgeViT takes the image, so it must be the first row"),
+        ({"row4": "[-1, 1, EdgeViT, [xxs]]"}, r"row 4.*must be the first row"),
+        ({"row0": "[-1, 1, Conv, [64, 3, 2]]"}, r"row 1.*Tap takes its input from a backbone, and this model has none. Make row 0 one of EdgeViT"),
+        ({"row1": "[0, 1, Tap, [P7]]"}, r"row 1 \[0, 1, Tap, \[P7\]\]: EdgeViT has no tap P7. Allowed, one of: P2, P3, P4, P5"),
+        ({"row1": "[0, 1, Tap, []]"}, r"row 1.*no tap \[\]"),
+        ({"row1": "[0, 1, Tap, [[P3]]]"}, r"row 1.*no tap \[P3\]"),
+        ({"row2": "[1, 1, Tap, [P4]]"}, r"row 2.*Tap takes its input from row 1, which is not a backbone. Write \[0, 1, Tap, \[P4\]\]"),
+        ({"row2": "[-1, 1, Tap, [P4]]"}, r"row 2.*which is not a backbone"),
+        ({"row1": "[0, 3, Tap, [P3]]"}, r"row 1.*repeats is 3; a tap cannot be repeated"),
+        ({"row1": "[0, 1, Index, [64, 1]]"}, r"row 1.*the channel number is 64, but P3 has 72. Write 72, or \[0, 1, Tap, \[P3\]\]"),
+        ({"row1": "[0, 1, Index, [72, 4]]"}, r"row 1.*index 4 is out of range; the backbone gives 4 maps"),
+        ({"row1": "[-1, 1, Conv, [64, 1, 1]]"}, r"row 1.*Conv takes its input from the backbone \(row 0\), which gives a list.*Put a row \[0, 1, Tap"),
+        ({"row5": "[[0, 4], 1, Detect, [nc]]"}, r"row 5.*Detect takes its input from the backbone"),
+        ({"row4": "[-1, 1, SPPF]"}, r"row 4 \[-1, 1, SPPF\]: a row is \[from, repeats, module, \[arguments\]\]"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_row_the_value_and_what_is_allowed(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(rows.ConfigError, match=message):
+        translate(model(**changes))
+
+
+def test_a_scale_letter_that_the_model_lacks() -> None:
+    with pytest.raises(rows.ConfigError, match=r"no scale 'x' in this model's 'scales'. Allowed: n, s"):
+        translate({**model(), "scale": "x"})
+
+
+def test_a_backbone_that_nothing_uses() -> None:
+    config = model()
+    config["backbone"], config["head"] = config["backbone"][:1], []
+    with pytest.raises(rows.ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"):
+        translate(config)

@@ -1,0 +1,246 @@
+"""The contract every backbone fulfils: an image goes in, one feature map per tap comes out, shallow to deep.
+
+    image (B, C, H, W) in 0..1 RGB -> input norm -> stem -> stages -> [P2, P3, P4, P5]
+
+A family derives from `Backbone`, lists its variants, and builds a stem and stages; each `Stage` says what comes out of it,
+so that taps, channels and reductions are derived and never a second table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+
+TAPS = ("P2", "P3", "P4", "P5")
+"""All taps of a four-stage backbone; P<k> has reduction 2^k."""
+
+InputNormMode = Literal["auto", "none"]
+INPUT_NORM_MODES: tuple[InputNormMode, ...] = ("auto", "none")
+
+
+@dataclass(frozen=True)
+class InputConvention:
+    """How a family's published weights expect an RGB image in 0..1 to be prepared."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    bgr: bool = False
+
+
+IMAGENET = InputConvention(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+class InputNorm(nn.Module):
+    """Turns the RGB image in 0..1 that Ultralytics feeds into what the published weights were trained on.
+
+    `mean` and `std` are in the channel order that comes out. They are constants, not weights: no checkpoint holds them.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, convention: InputConvention) -> None:
+        super().__init__()
+        self.bgr = convention.bgr
+        for name, values in (("mean", convention.mean), ("std", convention.std)):
+            tensor = None if values is None else torch.tensor(values).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bgr:
+            x = x.flip(1)
+        if self.mean is not None:
+            x = x - self.mean
+        if self.std is not None:
+            x = x / self.std
+        return x
+
+    def fold_into(self, conv: nn.Conv2d) -> tuple[nn.Module, nn.Conv2d]:
+        """What is left of this norm, and the first convolution with the rest folded into its weights.
+
+        Channel order and std always fold. The mean folds only into a convolution without padding: a padded one sees
+        zeros *after* normalisation, which is a border of mean-coloured pixels before it.
+        """
+        if self.std is not None:
+            conv = fusion.scale_inputs(conv, 1 / self.std.double().flatten())
+        if self.mean is not None and conv.padding == (0, 0):
+            conv = fusion.scale_inputs(conv, torch.ones_like(self.mean).flatten(), -self.mean.flatten())
+            self.mean = None
+        if self.bgr:
+            conv = fusion.permute_inputs(conv, list(reversed(range(conv.in_channels))))
+            self.mean = None if self.mean is None else self.mean.flip(1)
+        self.std, self.bgr = None, False
+        return (nn.Identity() if self.mean is None else self), conv
+
+
+class Stage(nn.Module):
+    """Optional downsampling, then blocks; says what comes out of it.
+
+    Args:
+        blocks: modules that keep (B, channels, H, W).
+        channels: channels of the output.
+        reduction: image side over output side, a power of two.
+        downsample: what goes from the previous stage to this one; None where the stem does it.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], *, channels: int, reduction: int, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reduction = reduction
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(self.downsample(x))
+        return out
+
+
+class Backbone(fusion.Fusible):
+    """Base of all families: takes an image (B, C, H, W), returns a list with one tensor per tap, shallow to deep.
+
+    A family sets the class attributes and implements `build_stem` and `build_stages`.
+
+    Args:
+        variant: a short or full variant name (`"xxs"`, `"edgevit_xxs"`), or a config of the family.
+        in_channels: channels of the image. For anything but 3 there is no published convention: `"auto"` is `"none"`.
+        taps: which stage outputs to return, shallow to deep; stages behind the last of them are not built.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first. None: the variant's own.
+        input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
+
+    Raises:
+        ValueError: for an unknown variant, tap, input norm or a drop path rate outside 0..1.
+    """
+
+    family: ClassVar[str]
+    """Name of the family, the prefix of its variants: `"edgevit"`."""
+    variants: ClassVar[Mapping[str, Any]]
+    """Short variant name -> config."""
+    input_convention: ClassVar[InputConvention] = InputConvention()
+    size_divisibility: int = 32
+    """Height and width of the image must be multiples of this."""
+
+    def __init__(
+        self,
+        variant: Any,
+        in_channels: int = 3,
+        taps: Sequence[str] = TAPS,
+        drop_path_rate: float | None = None,
+        input_norm: InputNormMode = "auto",
+    ) -> None:
+        super().__init__()
+        config = self.variants[self.resolve_variant(variant)] if isinstance(variant, str) else variant
+        rate = getattr(config, "drop_path_rate", 0.0) if drop_path_rate is None else drop_path_rate
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path_rate is {rate}; it must be at least 0 and below 1.")
+        if input_norm not in INPUT_NORM_MODES:
+            raise ValueError(f"input_norm is {input_norm!r}; it must be one of {', '.join(INPUT_NORM_MODES)}.")
+
+        normalised = input_norm == "auto" and in_channels == 3 and self.input_convention != InputConvention()
+        self.input_norm = InputNorm(self.input_convention) if normalised else nn.Identity()
+        # Registered before the stages: Ultralytics reads the number of image channels off the first parameter it finds.
+        self.stem = self.build_stem(config, in_channels)
+        self.stages = nn.ModuleList(self._needed_stages(tuple(taps), self.build_stages(config, rate)))
+
+        outputs = {_level(stage): stage for stage in self._stages()}
+        self.taps = tuple(taps)
+        self.out_channels = tuple(outputs[tap].channels for tap in self.taps)
+        self.reductions = tuple(outputs[tap].reduction for tap in self.taps)
+
+    def build_stem(self, config: Any, in_channels: int) -> nn.Module:
+        """From the normalised image to the input of the first stage; its first parameter is a convolution's weight."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement build_stem().")
+
+    def build_stages(self, config: Any, drop_path_rate: float) -> Iterator[Stage]:
+        """Yield the stages shallow to deep, each built only when asked for."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement build_stages().")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self._check_size(x)
+        x = self.stem(self.input_norm(x))
+        features = []
+        for stage in self._stages():
+            x = stage(x)
+            if _level(stage) in self.taps:
+                features.append(x)
+        return features
+
+    def fold(self) -> Backbone:
+        if isinstance(self.input_norm, InputNorm):
+            name, conv = next((n, m) for n, m in self.stem.named_modules() if isinstance(m, nn.Conv2d))
+            self.input_norm, conv = self.input_norm.fold_into(conv)
+            if name:
+                self.stem.set_submodule(name, conv)
+            else:
+                self.stem = conv
+        return self
+
+    @classmethod
+    def resolve_variant(cls, name: str) -> str:
+        """The short name of a variant given as `m0_9`, `m0.9`, or `repvit_m0_9`.
+
+        Raises:
+            ValueError: for an unknown name, with the closest match.
+        """
+        short = name.strip().lower().replace(".", "_").removeprefix(f"{cls.family}_")
+        if short not in cls.variants:
+            close = difflib.get_close_matches(short, cls.variants, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}."
+            )
+        return short
+
+    def _stages(self) -> Iterator[Stage]:
+        return (cast(Stage, stage) for stage in self.stages)
+
+    def _needed_stages(self, taps: tuple[str, ...], stages: Iterator[Stage]) -> Iterator[Stage]:
+        """Take stages until the last tap is there."""
+        levels: list[str] = []
+        while not levels or not set(taps) <= set(levels):
+            stage = next(stages, None)
+            if stage is None:
+                unknown = [tap for tap in taps if tap not in levels]
+                raise ValueError(
+                    f"{type(self).__name__} has no tap {', '.join(map(repr, unknown))}. Allowed: {', '.join(levels)}."
+                )
+            levels.append(_level(stage))
+            yield stage
+        if not taps or list(taps) != [level for level in levels if level in taps]:
+            raise ValueError(
+                f"taps are {taps!r}; list at least one, each once, shallow to deep, out of {', '.join(levels)}."
+            )
+
+    def _check_size(self, x: Tensor) -> None:
+        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
+        divisor = self.size_divisibility
+        height, width = x.shape[-2:]
+        if height % divisor or width % divisor:
+            fit_h, fit_w = (math.ceil(side / divisor) * divisor for side in (height, width))
+            raise ValueError(
+                f"The image is {height} x {width} (height x width); {type(self).__name__} needs both to be multiples of "
+                f"{divisor}. Pad or resize it, for example to {fit_h} x {fit_w}."
+            )
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> Iterator[list[float]]:
+    """Per stage, the stochastic depth rate of each block: linear from 0 at the first block to `rate` at the last."""
+    last = max(sum(depths) - 1, 1)
+    start = 0
+    for depth in depths:
+        yield [rate * (start + i) / last for i in range(depth)]
+        start += depth
+
+
+def _level(stage: Stage) -> str:
+    return f"P{stage.reduction.bit_length() - 1}"

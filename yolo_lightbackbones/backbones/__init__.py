@@ -1,0 +1,1 @@
+"""The families, one file each. Each needs torch and this package's contract, layers and folding alone."""

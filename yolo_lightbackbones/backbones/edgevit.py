@@ -1,0 +1,246 @@
+"""EdgeViT: local-global-local blocks, attention over a sparse grid of tokens.
+
+Paper: Pan et al., "EdgeViTs: Competing Light-weight CNNs on Mobile Devices with Vision Transformers", ECCV 2022,
+arXiv 2205.03436. Checked against the authors' implementation (saic-fi/edgevit, commit df3d070, Apache-2.0); this is our
+own code. No weights were ever released by the authors.
+
+Deviations, none of which changes an output:
+- any height and width that are multiples of 32 (the published code asserts one fixed square size);
+- the sparse tokens are sampled before the LayerNorm instead of after it, since a LayerNorm sees one token at a time;
+- the token MLP and the output projection are 1x1 convolutions on (B, C, H, W) instead of linear layers on (B, N, C).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+
+
+@dataclass(frozen=True)
+class EdgeViTConfig:
+    """One EdgeViT (paper, table 1).
+
+    `sampling_rates` are the sides of the windows of which one token takes part in attention, one per stage.
+    """
+
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    head_dim: int
+    sampling_rates: tuple[int, ...] = (4, 2, 2, 1)
+    mlp_ratio: int = 4
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not len(self.embed_dims) == len(self.depths) == len(self.sampling_rates):
+            raise ValueError(f"embed_dims, depths and sampling_rates need one entry per stage each: {self}.")
+        if any(dim % self.head_dim for dim in self.embed_dims):
+            raise ValueError(f"embed_dims {self.embed_dims} must be multiples of head_dim {self.head_dim}.")
+
+
+VARIANTS = {
+    "xxs": EdgeViTConfig(embed_dims=(36, 72, 144, 288), depths=(1, 1, 3, 2), head_dim=36),
+    "xs": EdgeViTConfig(embed_dims=(48, 96, 240, 384), depths=(1, 1, 3, 1), head_dim=48),
+    "s": EdgeViTConfig(embed_dims=(48, 96, 240, 384), depths=(1, 2, 5, 3), head_dim=48),
+}
+
+
+def _linear_init(*layers: nn.Linear | nn.Conv2d) -> None:
+    """The published initialisation of linear layers, for those that are 1x1 convolutions here as well."""
+    for layer in layers:
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to channels, then LayerNorm: (B, C, H, W) -> (B, dim, H / patch, W / patch)."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.proj(x))
+        return out
+
+
+class PositionEncoding(fusion.Fusible):
+    """Conditional position encoding, `x + dw3x3(x)`; the identity folds into the centre of the kernels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv(x)
+        return out
+
+    def fold(self) -> nn.Conv2d:
+        return fusion.add_identity(self.conv)
+
+
+class Mlp(nn.Module):
+    """1x1, GELU, 1x1 on (B, dim, H, W)."""
+
+    def __init__(self, dim: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, dim * mlp_ratio, 1)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(dim * mlp_ratio, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class LocalAggregation(fusion.Fusible):
+    """Gathers a neighbourhood into each token (paper, section 3.2, "local aggregation"): (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        self.pos_embed = PositionEncoding(dim)
+        self.norm1: nn.Module = BatchNorm2d(dim)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+        self.conv_dw = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.conv2 = nn.Conv2d(dim, dim, 1)
+        self.norm2: nn.Module = BatchNorm2d(dim)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pos_embed(x)
+        x = x + self.drop_path(self.conv2(self.conv_dw(self.conv1(self.norm1(x)))))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
+
+    def fold(self) -> LocalAggregation:
+        if isinstance(self.norm1, BatchNorm2d):
+            self.conv1 = fusion.scale_inputs(self.conv1, *fusion.batchnorm_affine(self.norm1))
+        if isinstance(self.norm2, BatchNorm2d):
+            self.mlp.fc1 = fusion.scale_inputs(self.mlp.fc1, *fusion.batchnorm_affine(self.norm2))
+        self.norm1 = self.norm2 = nn.Identity()
+        return self
+
+
+class LocalPropagation(nn.Module):
+    """Spreads each sampled token over its window, then LayerNorm: (B, dim, H / r, W / r) -> (B, dim, H, W)."""
+
+    def __init__(self, dim: int, sampling_rate: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(dim, dim, sampling_rate, stride=sampling_rate, groups=dim)
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+class SparseAttention(fusion.Fusible):
+    """Norm, multi-head attention among every r-th token in each direction, and back to all of them.
+
+    (B, dim, H, W) -> the same; with r = 1 it is plain global attention (paper, section 3.2, "global sparse attention").
+    """
+
+    def __init__(self, dim: int, head_dim: int, sampling_rate: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.sampling_rate = sampling_rate
+        self.scale = head_dim**-0.5
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.propagation = LocalPropagation(dim, sampling_rate) if sampling_rate > 1 else nn.Identity()
+        self.proj = nn.Conv2d(dim, dim, 1)
+        _linear_init(self.qkv, self.proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.sampling_rate > 1:
+            x = F.avg_pool2d(x, 1, self.sampling_rate)  # the top left token of each window; exports everywhere
+        batch, dim, height, width = x.shape
+        tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
+        qkv = self.qkv(self.norm(tokens)).view(batch, height * width, 3, dim // self.head_dim, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
+        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = x.transpose(2, 3).reshape(batch, dim, height, width)
+        out: Tensor = self.proj(self.propagation(x))
+        return out
+
+    def fold(self) -> SparseAttention:
+        self.qkv = fusion.scale_inputs(self.qkv, *fusion.take_affine(self.norm))
+        dim = self.qkv.in_features
+        scale = self.qkv.weight.new_ones(3 * dim)
+        scale[:dim] = self.scale
+        self.qkv = fusion.scale_outputs(self.qkv, scale)
+        self.scale = 1.0
+        if isinstance(self.propagation, LocalPropagation):
+            self.proj = fusion.scale_inputs(self.proj, *fusion.take_affine(self.propagation.norm))
+        return self
+
+
+class GlobalAttention(fusion.Fusible):
+    """Position encoding, sparse attention and MLP, each a residual: (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, head_dim: int, sampling_rate: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        self.pos_embed = PositionEncoding(dim)
+        self.attn = SparseAttention(dim, head_dim, sampling_rate)
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+        _linear_init(self.mlp.fc1, self.mlp.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pos_embed(x)
+        x = x + self.drop_path(self.attn(x))
+        x = x + self.drop_path(self.mlp(self.norm(x)))
+        return x
+
+    def fold(self) -> GlobalAttention:
+        self.mlp.fc1 = fusion.scale_inputs(self.mlp.fc1, *fusion.take_affine(self.norm))
+        return self
+
+
+class LGLBlock(nn.Module):
+    """Local-global-local block (paper, section 3.2): (B, dim, H, W) -> the same.
+
+    With r = 1 every token attends already, and there is nothing to gather before or to spread after.
+    """
+
+    def __init__(
+        self, dim: int, head_dim: int, sampling_rate: int, mlp_ratio: int = 4, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.local_agg = LocalAggregation(dim, mlp_ratio, drop_path) if sampling_rate > 1 else nn.Identity()
+        self.global_attn = GlobalAttention(dim, head_dim, sampling_rate, mlp_ratio, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.global_attn(self.local_agg(x))
+        return out
+
+
+class EdgeViT(Backbone):
+    """EdgeViT XXS, XS, S: image (B, 3, H, W) -> taps P2..P5, each (B, embed_dims[i], H / 2^(i+2), W / 2^(i+2))."""
+
+    family = "edgevit"
+    variants = VARIANTS
+    input_convention = IMAGENET
+
+    def build_stem(self, config: EdgeViTConfig, in_channels: int) -> PatchEmbed:
+        return PatchEmbed(in_channels, config.embed_dims[0], patch_size=4)
+
+    def build_stages(self, config: EdgeViTConfig, drop_path_rate: float) -> Iterator[Stage]:
+        rates = drop_path_rates(drop_path_rate, config.depths)
+        in_channels: int | None = None
+        reduction = 4
+        for dim, sampling_rate, stage_rates in zip(config.embed_dims, config.sampling_rates, rates, strict=True):
+            downsample = None if in_channels is None else PatchEmbed(in_channels, dim, patch_size=2)
+            blocks = [LGLBlock(dim, config.head_dim, sampling_rate, config.mlp_ratio, rate) for rate in stage_rates]
+            yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
+            in_channels, reduction = dim, reduction * 2

@@ -1,0 +1,174 @@
+"""Folding algebra for inference and the walker that applies it; knows no family.
+
+A module that can be made cheaper without changing its output derives from `Fusible` and says how in `fold()`. The walker
+`fuse()` copies a module tree and lets every `Fusible` in it fold itself, children first, so that a block only has to deal
+with its own direct relations: by the time it is asked, its conv+BN pairs are plain convolutions already.
+
+All folding is computed in float64 and stored in the dtype of the layer, so that a fused float32 model is as close to the
+unfused one as float32 allows.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+LinearT = TypeVar("LinearT", bound="nn.Conv2d | nn.Linear")
+
+
+class Fusible(nn.Module):
+    """A module that knows an equal, cheaper form of itself for inference."""
+
+    folded = False
+    """Set by the walker on the result: a folded module is not folded again."""
+
+    def fold(self) -> nn.Module:
+        """Return the inference form.
+
+        Called by `fuse()` on a private copy in eval mode whose children are folded already: it may change itself and
+        return itself, or return a replacement.
+        """
+        raise NotImplementedError(f"{type(self).__name__} derives from Fusible but does not define fold().")
+
+
+def fuse(module: nn.Module) -> nn.Module:
+    """Return an equal module for inference: folded, in eval mode, without gradients.
+
+    The argument and its weights are untouched; device and dtype are kept; fusing a fused module changes nothing.
+    """
+    fused = _fold_tree(copy.deepcopy(module).eval(), {})
+    return fused.eval().requires_grad_(False)
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether `fuse()` would leave `module` as it is."""
+    return all(m.folded for m in module.modules() if isinstance(m, Fusible))
+
+
+def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module in seen:  # the same module may be registered in two places
+        return seen[module]
+    if isinstance(module, Fusible) and module.folded:
+        return module
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _fold_tree(child, seen)
+    folded = module.fold() if isinstance(module, Fusible) else module
+    if isinstance(folded, Fusible):
+        folded.folded = True
+    seen[module] = folded
+    return folded
+
+
+# --- algebra ----------------------------------------------------------------------------------------------------------
+
+
+def batchnorm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,), float64, that a BatchNorm with running statistics applies: `y = scale * x + shift`."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("A BatchNorm without running statistics cannot be folded: it normalises by the batch at hand.")
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it; the norm is left without them."""
+    scale, shift = norm.weight, norm.bias
+    norm.elementwise_affine = False
+    norm._parameters = {"weight": None, "bias": None}
+    return scale, shift
+
+
+def scale_outputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> LinearT:
+    """The layer that computes `scale * layer(x) + shift`, both (out_channels,): a norm or layer scale behind it."""
+    weight, bias = _weight_and_bias(layer)
+    weight = weight * scale.detach().double().view(-1, *[1] * (weight.ndim - 1))
+    bias = bias * scale.detach().double()
+    if shift is not None:
+        bias = bias + shift.detach().double()
+    return _with_parameters(layer, weight, bias)
+
+
+def scale_inputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> LinearT:
+    """The layer that computes `layer(scale * x + shift)`, both (in_channels,): a norm in front of it.
+
+    Raises:
+        ValueError: for a shift before a zero-padded convolution. The padding would have to be shifted as well.
+    """
+    weight, bias = _weight_and_bias(layer)
+    if shift is not None and isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), 0, "valid"):
+        raise ValueError(f"A shift cannot be folded into a convolution with padding {layer.padding}.")
+    per_weight = _per_weight(layer, scale.detach().double())
+    if shift is not None:
+        moved = weight * _per_weight(layer, shift.detach().double())
+        bias = bias + moved.flatten(1).sum(1)
+    return _with_parameters(layer, weight * per_weight, bias)
+
+
+def permute_inputs(conv: nn.Conv2d, order: list[int]) -> nn.Conv2d:
+    """The convolution that computes `conv(x[:, order])`, for one without groups."""
+    if conv.groups != 1:
+        raise ValueError(f"Input channels can be permuted only in a convolution without groups, not in {conv}.")
+    weight, bias = _weight_and_bias(conv)
+    permuted = torch.empty_like(weight)
+    permuted[:, order] = weight
+    return _with_parameters(conv, permuted, bias)
+
+
+def add_identity(conv: nn.Conv2d) -> nn.Conv2d:
+    """The depthwise convolution that computes `x + conv(x)`: one in the centre of every kernel."""
+    ones = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
+    return _add_to_centre(conv, ones, torch.zeros_like(ones))
+
+
+def add_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
+    """The depthwise convolution that computes `conv(x) + pointwise(x)`, `pointwise` being depthwise 1x1."""
+    if pointwise.kernel_size != (1, 1) or pointwise.stride != (1, 1) or pointwise.groups != pointwise.in_channels:
+        raise ValueError(f"Only a depthwise 1x1 convolution fits into the centre of another, not {pointwise}.")
+    return _add_to_centre(conv, *_weight_and_bias(pointwise))
+
+
+def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The depthwise convolution with `weight` (C, 1, 1, 1) and `bias` (C,) added, and that is what `x` at its place is."""
+    kernel_h, kernel_w = conv.kernel_size
+    same = conv.padding == (kernel_h // 2, kernel_w // 2) and conv.stride == (1, 1) and conv.dilation == (1, 1)
+    if not (conv.groups == conv.in_channels == conv.out_channels and kernel_h % 2 and kernel_w % 2 and same):
+        raise ValueError(f"Only a depthwise, odd, same-size convolution has a centre for the position itself, not {conv}.")
+    own_weight, own_bias = _weight_and_bias(conv)
+    centre = own_weight[:, :, kernel_h // 2, kernel_w // 2]
+    centre += weight.view(-1, 1)
+    return _with_parameters(conv, own_weight, own_bias + bias)
+
+
+def _weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    weight = layer.weight.detach().double().clone()
+    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias.detach().double().clone()
+    return weight, bias
+
+
+def _per_weight(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
+    """Values per input channel (in_channels,) shaped to multiply the layer's weight."""
+    if isinstance(layer, nn.Linear):
+        return values.view(1, -1)
+    groups, out_channels = layer.groups, layer.out_channels
+    per_group = values.view(groups, 1, -1).expand(groups, out_channels // groups, -1)
+    return per_group.reshape(out_channels, -1, 1, 1)
+
+
+def _with_parameters(layer: LinearT, weight: Tensor, bias: Tensor) -> LinearT:
+    """A copy of `layer` with these parameters, in its dtype."""
+    new = copy.copy(layer)  # shallow: the parameters are replaced, never written to
+    new._parameters = {
+        "weight": nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False),
+        "bias": nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False),
+    }
+    return new

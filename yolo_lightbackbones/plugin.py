@@ -1,0 +1,190 @@
+"""Installs the backbones on Ultralytics. The only module of the library that knows it.
+
+Three seams, each the smallest there is, each checked for before it is touched:
+
+1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
+2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
+3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
+
+Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolo_lightbackbones import backbone, configs, fusion, layers, registry, rows
+
+TESTED_VERSIONS = "8.4.190"
+"""Ultralytics releases the test suite has run against."""
+
+
+_undo: list[Callable[[], None]] = []
+"""How to take each patch off again, in the order they were put on."""
+
+
+def register() -> None:
+    """Install the backbones on Ultralytics: YAML modules, folding, bundled YAMLs. Doing it again changes nothing.
+
+    An Ultralytics whose seams do not fit is left as it was, with one warning.
+
+    Raises:
+        ModuleNotFoundError: if Ultralytics is not installed.
+    """
+    if _undo:
+        return
+    tasks = importlib.import_module("ultralytics.nn.tasks")
+    checks = importlib.import_module("ultralytics.utils.checks")
+    if missing := _missing_seams(tasks, checks):
+        warnings.warn(
+            f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
+            f"Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
+            stacklevel=2,
+        )
+        return
+    _publish(tasks)
+    _replace_function(tasks.parse_model, _parse_model(tasks.parse_model, tasks))
+    _replace_function(checks.check_file, _check_file(checks.check_file))
+    _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
+    _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
+
+
+def unregister() -> None:
+    """Take everything off Ultralytics that `register` put there."""
+    while _undo:
+        _undo.pop()()
+
+
+def is_registered() -> bool:
+    """Whether the plugin is installed on Ultralytics in this process."""
+    return bool(_undo)
+
+
+# --- seams ------------------------------------------------------------------------------------------------------------
+
+
+def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
+        families = registry.families()
+        if rows.names_backbone(d, families):
+            d = rows.translate(d, ch, families)
+            _publish(tasks)  # a family may have been registered since
+        return original(d, ch, *args, **kwargs)
+
+    return parse_model
+
+
+def _fuse(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def fuse(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for i, module in enumerate(self.model):
+            if not fusion.is_fused(module):
+                fused = fusion.fuse(module).train(module.training)
+                for attribute in ("i", "f", "type", "np"):  # what Ultralytics' parser wrote on the layer
+                    setattr(fused, attribute, getattr(module, attribute))
+                self.model[i] = fused
+        return original(self, *args, **kwargs)
+
+    return fuse
+
+
+def _is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
+    @functools.wraps(original)
+    def is_fused(self: Any, *args: Any, **kwargs: Any) -> bool:
+        return fusion.is_fused(self) and original(self, *args, **kwargs)
+
+    return is_fused
+
+
+def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def check_file(file: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            found = original(file, *args, **kwargs)
+        except FileNotFoundError:
+            if (bundled := configs.find_config(file)) is None:
+                raise
+            return str(bundled)
+        if found or (bundled := configs.find_config(file)) is None:
+            return found
+        return str(bundled)
+
+    return check_file
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _missing_seams(tasks: ModuleType, checks: ModuleType) -> list[str]:
+    """What the plugin needs of Ultralytics and does not find."""
+    model = getattr(tasks, "BaseModel", None)
+    needs = [
+        (tasks, "parse_model", ["d", "ch"]),
+        (tasks, "Index", []),
+        (model, "fuse", ["self"]),
+        (model, "is_fused", ["self"]),
+        (checks, "check_file", ["file"]),
+    ]
+    missing = []
+    for owner, name, arguments in needs:
+        found = getattr(owner, name, None)
+        label = f"{getattr(owner, '__name__', 'ultralytics.nn.tasks.BaseModel')}.{name}"
+        if not callable(found):
+            missing.append(f"{label} is gone")
+        elif list(inspect.signature(found).parameters)[: len(arguments)] != arguments:
+            missing.append(f"{label}{inspect.signature(found)} does not start with ({', '.join(arguments)})")
+    clashes = [name for name in (*registry.families(), rows.TAP) if hasattr(tasks, name)]
+    return missing + [f"ultralytics.nn.tasks has a {name} of its own" for name in clashes]
+
+
+def _publish(tasks: ModuleType) -> None:
+    """Make the families known where Ultralytics' parser looks up names, and to its restricted checkpoint loading."""
+    new = {name: cls for name, cls in registry.families().items() if not hasattr(tasks, name)}
+    for name, cls in new.items():
+        setattr(tasks, name, cls)
+        _undo.append(functools.partial(delattr, tasks, name))
+    torch.serialization.add_safe_globals(_module_classes(new.values()))
+
+
+def _set(owner: type, name: str, value: Any) -> None:
+    _undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
+
+
+def _replace_function(original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+    """Replace a function in every loaded module of Ultralytics that holds it; later imports get the replacement."""
+
+    def replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] == "ultralytics":
+                for attribute in [key for key, held in vars(module).items() if held is old]:
+                    setattr(module, attribute, new)
+
+    _undo.append(functools.partial(replace, replacement, original))
+    replace(original, replacement)
+
+
+def _module_classes(families: Iterable[type[backbone.Backbone]]) -> list[type[nn.Module]]:
+    """Every layer that a checkpoint with these families may pickle."""
+    modules = [backbone, layers, *(sys.modules[cls.__module__] for cls in families)]
+    return [
+        cls
+        for module in modules
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__
+    ]
+
+
+def _version() -> str:
+    return str(getattr(sys.modules.get("ultralytics"), "__version__", "(unknown version)"))

@@ -1,0 +1,118 @@
+"""From a name to a family class and its variant; strict: a second registration of a name is an error."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
+
+ENTRY_POINT_GROUP = "yolo_lightbackbones"
+
+_BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
+"""Class names of the families that come with the package; module `backbones.<name in lower case>`."""
+
+_families: dict[str, type[Backbone]] = {}
+_loaded = False
+
+BackboneT = TypeVar("BackboneT", bound=type[Backbone])
+
+
+def register_backbone(cls: BackboneT) -> BackboneT:
+    """Add a family: its variants become names of `create_backbone`, its class name a module of model YAMLs.
+
+    Use it as a class decorator, or announce the class as an entry point in the group `yolo_lightbackbones`, which makes
+    it known to every process without an import.
+
+    Raises:
+        TypeError: if `cls` is no `Backbone` with the class attributes `family` and `variants`.
+        ValueError: if the family or the class name is taken.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Backbone)):
+        raise TypeError(f"register_backbone takes a subclass of Backbone, not {cls!r}.")
+    for attribute in ("family", "variants"):
+        if not getattr(cls, attribute, None):
+            raise TypeError(f"{cls.__name__} needs the class attribute {attribute!r} to be registered.")
+    _load_families()
+    _add(cls)
+    return cls
+
+
+def families() -> dict[str, type[Backbone]]:
+    """Class name, as written in model YAMLs -> family class: the built-in ones first."""
+    _load_families()
+    return dict(_families)
+
+
+def list_backbones(family: str | None = None) -> list[str]:
+    """Full names of all variants (`"edgevit_xxs"`), or of one family's (`family="edgevit"`).
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    by_family = {cls.family: cls for cls in families().values()}
+    if family is not None and family not in by_family:
+        raise ValueError(f"Unknown family {family!r}.{_hint(family, by_family)} Allowed: {', '.join(by_family)}.")
+    chosen = by_family.values() if family is None else [by_family[family]]
+    return [f"{cls.family}_{variant}" for cls in chosen for variant in cls.variants]
+
+
+def create_backbone(
+    name: str,
+    *,
+    in_channels: int = 3,
+    taps: Sequence[str] = TAPS,
+    drop_path_rate: float | None = None,
+    input_norm: InputNormMode = "auto",
+) -> Backbone:
+    """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
+
+    The arguments are those of `Backbone`.
+
+    Raises:
+        ValueError: for an unknown name, with the closest match, and for whatever `Backbone` refuses.
+    """
+    wanted = name.strip().lower().replace(".", "_")
+    for cls in families().values():
+        if wanted.startswith(f"{cls.family}_"):
+            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm)
+    names = list_backbones()
+    raise ValueError(f"Unknown backbone {name!r}.{_hint(wanted, names)} Allowed: {', '.join(names)}.")
+
+
+def _hint(wanted: str, names: Sequence[str] | dict[str, type[Backbone]]) -> str:
+    close = difflib.get_close_matches(wanted, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _load_families() -> None:
+    """Import the built-in families and the entry points, once, when the first name is asked for."""
+    global _loaded
+    if _loaded:
+        return
+    built_in = [
+        getattr(importlib.import_module(f"yolo_lightbackbones.backbones.{name.lower()}"), name) for name in _BUILT_IN
+    ]
+    _loaded = True  # before the entry points: a family may register itself when its module is imported
+    for cls in built_in:
+        _add(cls)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            cls = entry_point.load()
+            if cls not in _families.values():
+                register_backbone(cls)
+        except Exception as error:  # somebody else's package must not take the built-in families down with it
+            warnings.warn(f"Backbone {entry_point.value!r} could not be registered: {error}", stacklevel=2)
+
+
+def _add(cls: type[Backbone]) -> None:
+    for other in _families.values():
+        if cls.family == other.family:
+            raise ValueError(f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}.")
+    if cls.__name__ in _families:
+        raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
+    _families[cls.__name__] = cls
