@@ -1,0 +1,146 @@
+"""The whole way, in minutes and without a GPU: train a detector, validate it, export it, and run it without torch.
+
+    python examples/demo.py
+
+Each step is an ordinary command, printed before it runs. Everything is saved under runs/demo of the current folder; the
+data set is drawn on first use into Ultralytics' data set folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+OUTPUT = Path("runs/demo")
+EDGE_SCRIPT = Path(__file__).parent / "edge" / "detect.py"
+IMGSZ = 128  # pixels; the scans behind the digits have 8 x 8, so that little is lost from the 320 px pictures
+GOAL = 0.5  # mAP50 on the val split, below which the demo has failed
+SHOWN = 6  # pictures of the val split, two rows of three
+
+# What a short run on two CPU cores asks for, and no advice for long ones.
+TRAINING = {
+    "epochs": 8,
+    "batch": 8,
+    "nbs": 8,  # update after each batch; by default Ultralytics collects the gradients of 64 images first
+    "optimizer": "AdamW",
+    "lr0": 0.0015,
+    "warmup_epochs": 1,
+    "warmup_bias_lr": 0,
+    "mosaic": 0,  # pays off in long runs only
+    "fliplr": 0,  # a mirrored digit is not a digit
+    "workers": 1,
+    "amp": False,  # on a GPU, its self-test would download a model
+    "val": False,  # after the last epoch only
+    "plots": False,
+}
+
+
+def main() -> int:
+    check_requirements()
+    started = time.perf_counter()
+    print("From nothing to a detector that runs without torch: about 5 minutes on two quiet CPU cores.")
+
+    yolo("train", model="yolov5n_edgevit.yaml", data="digits.yaml", imgsz=IMGSZ, **TRAINING, **saved_as("train"))
+    weights = OUTPUT / "train" / "weights" / "best.pt"
+    training_seconds = time.perf_counter() - started
+
+    report = yolo("val", model=weights, data="digits.yaml", imgsz=IMGSZ, plots=False, **saved_as("val"))
+    map50 = read_map50(report)
+
+    yolo("export", model=weights, format="onnx", imgsz=IMGSZ)
+    samples = copy_samples(OUTPUT / "samples")
+    drawn = OUTPUT / "edge"
+    run([sys.executable, EDGE_SCRIPT, weights.with_suffix(".onnx"), samples, "--out", drawn])
+    picture = join_pictures([drawn / sample.name for sample in sorted(samples.iterdir())], OUTPUT / "detections.png")
+
+    print(f"\nmAP50 on the val split: {map50:.3f} (at least {GOAL} expected)")
+    print(f"Time: {training_seconds:.0f} s to train, {time.perf_counter() - started:.0f} s in all")
+    print(f"Boxes drawn without torch: {picture.resolve()}")
+    if map50 < GOAL:
+        print(
+            f"error: mAP50 is {map50:.3f}, below {GOAL}: the detector has not learned what it should.", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+def check_requirements() -> None:
+    """Miss nothing only after minutes of training."""
+    needed = {"sklearn": "scikit-learn", "onnx": "onnx", "onnxslim": "onnxslim", "onnxruntime": "onnxruntime"}
+    missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        sys.exit(f'error: the demo needs {", ".join(missing)}: pip install "yolo-lightbackbones[demo]"')
+
+
+def saved_as(name: str) -> dict[str, object]:
+    # An absolute path: Ultralytics looks at a relative one from its own runs folder.
+    return {"project": OUTPUT.resolve(), "name": name, "exist_ok": True}
+
+
+def yolo(mode: str, **options: object) -> str:
+    """Run the stock `yolo` command; return what it said."""
+    scripts = sysconfig.get_path("scripts")
+    command = shutil.which("yolo", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
+    if command is None:
+        sys.exit(f"error: there is no `yolo` command in {scripts}: pip install ultralytics")
+    return run([command, mode, *(f"{key}={value}" for key, value in options.items())])
+
+
+def run(command: list[object]) -> str:
+    """Print a command, run it, pass on what it says and return it; a failure ends the demo."""
+    words = [str(word) for word in command]
+    print(f"\n$ {shlex.join([Path(words[0]).name, *words[1:]])}", flush=True)
+    said = b""
+    # Bytes and not lines: progress bars stay on their line by ending in a carriage return.
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            said += chunk
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+    if process.returncode:
+        sys.exit(f"error: this command failed with exit code {process.returncode}: {shlex.join(words)}")
+    return said.decode(errors="replace")
+
+
+def read_map50(report: str) -> float:
+    """From the row of `yolo val` for all classes: images, instances, precision, recall, mAP50, mAP50-95."""
+    number = r"\s+([\d.]+)"
+    rows = re.findall(rf"\ball{number * 6}\s*$", report, re.MULTILINE)
+    if not rows:
+        sys.exit("error: `yolo val` printed no row with the mAP of all classes.")
+    return float(rows[-1][4])
+
+
+def copy_samples(folder: Path) -> Path:
+    """A folder with the first pictures of the val split."""
+    from ultralytics.data.utils import check_det_dataset
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for picture in sorted(Path(check_det_dataset("digits.yaml")["val"]).iterdir())[:SHOWN]:
+        shutil.copy(picture, folder)
+    return folder
+
+
+def join_pictures(files: list[Path], target: Path) -> Path:
+    """One picture of two rows."""
+    pictures = [cv2.imread(str(file)) for file in files]
+    half = len(pictures) // 2
+    cv2.imwrite(str(target), np.vstack([np.hstack(pictures[:half]), np.hstack(pictures[half:])]))
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())
