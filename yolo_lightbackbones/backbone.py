@@ -2,8 +2,8 @@
 
     image (B, C, H, W) in 0..1 RGB -> input norm -> stem -> stages -> [P2, P3, P4, P5]
 
-A family derives from `Backbone`, lists its variants, and builds a stem and stages; each `Stage` says what comes out of it,
-so that taps, channels and reductions are derived and never a second table.
+A family derives from `Backbone`, lists its variants, and builds a stem and stages; each `Stage` says what comes out of
+it, so that taps, channels and reductions are derived and never a second table.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class InputNorm(nn.Module):
         zeros *after* normalisation, which is a border of mean-coloured pixels before it.
         """
         if self.std is not None:
-            conv = fusion.scale_inputs(conv, 1 / self.std.double().flatten())
+            conv = fusion.scale_inputs(conv, 1 / fusion.exact(self.std).flatten())
         if self.mean is not None and conv.padding == (0, 0):
             conv = fusion.scale_inputs(conv, torch.ones_like(self.mean).flatten(), -self.mean.flatten())
             self.mean = None
@@ -114,7 +114,7 @@ class Backbone(fusion.Fusible):
         variant: a short or full variant name (`"xxs"`, `"edgevit_xxs"`), or a config of the family.
         in_channels: channels of the image. For anything but 3 there is no published convention: `"auto"` is `"none"`.
         taps: which stage outputs to return, shallow to deep; stages behind the last of them are not built.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first. None: the variant's own.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
 
     Raises:
@@ -146,7 +146,7 @@ class Backbone(fusion.Fusible):
             raise ValueError(f"input_norm is {input_norm!r}; it must be one of {', '.join(INPUT_NORM_MODES)}.")
 
         normalised = input_norm == "auto" and in_channels == 3 and self.input_convention != InputConvention()
-        self.input_norm = InputNorm(self.input_convention) if normalised else nn.Identity()
+        self.input_norm: nn.Module = InputNorm(self.input_convention) if normalised else nn.Identity()
         # Registered before the stages: Ultralytics reads the number of image channels off the first parameter it finds.
         self.stem = self.build_stem(config, in_channels)
         self.stages = nn.ModuleList(self._needed_stages(tuple(taps), self.build_stages(config, rate)))
@@ -195,9 +195,7 @@ class Backbone(fusion.Fusible):
         if short not in cls.variants:
             close = difflib.get_close_matches(short, cls.variants, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}."
-            )
+            raise ValueError(f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}.")
         return short
 
     def _stages(self) -> Iterator[Stage]:
@@ -221,14 +219,14 @@ class Backbone(fusion.Fusible):
             )
 
     def _check_size(self, x: Tensor) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if fusion.is_recording():
             return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
         divisor = self.size_divisibility
         height, width = x.shape[-2:]
         if height % divisor or width % divisor:
             fit_h, fit_w = (math.ceil(side / divisor) * divisor for side in (height, width))
             raise ValueError(
-                f"The image is {height} x {width} (height x width); {type(self).__name__} needs both to be multiples of "
+                f"The image is {height} x {width} (height x width); {type(self).__name__} needs multiples of "
                 f"{divisor}. Pad or resize it, for example to {fit_h} x {fit_w}."
             )
 

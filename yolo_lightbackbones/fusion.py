@@ -1,11 +1,11 @@
 """Folding algebra for inference and the walker that applies it; knows no family.
 
-A module that can be made cheaper without changing its output derives from `Fusible` and says how in `fold()`. The walker
-`fuse()` copies a module tree and lets every `Fusible` in it fold itself, children first, so that a block only has to deal
-with its own direct relations: by the time it is asked, its conv+BN pairs are plain convolutions already.
+A module that can be made cheaper without changing its output derives from `Fusible` and says how in `fold()`. The
+walker `fuse()` copies a module tree and lets every `Fusible` in it fold itself, children first, so that a block only
+has to deal with its own direct relations: by the time it is asked, its conv+BN pairs are plain convolutions already.
 
-All folding is computed in float64 and stored in the dtype of the layer, so that a fused float32 model is as close to the
-unfused one as float32 allows.
+All folding is computed in float64 and stored in the dtype of the layer, so that a fused float32 model is as close to
+the unfused one as float32 allows.
 """
 
 from __future__ import annotations
@@ -49,6 +49,28 @@ def is_fused(module: nn.Module) -> bool:
     return all(m.folded for m in module.modules() if isinstance(m, Fusible))
 
 
+def is_recording() -> bool:
+    """Whether the operations at hand are recorded by an exporter or a compiler, where sizes may be symbolic."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+
+
+class SizeBound(nn.Module):
+    """A module whose constants hold for one size of its input."""
+
+    any_size = False
+    """Whether what is recorded of it must hold for any size. Set by `record_any_size`."""
+
+
+def record_any_size(module: nn.Module, any_size: bool = True) -> None:
+    """Have exporters record `module` for images of any size (slower where it is run), or again for the one they show.
+
+    Only what is recorded changes: called from Python, a fused module follows the size of every image.
+    """
+    for child in module.modules():
+        if isinstance(child, SizeBound):
+            child.any_size = any_size
+
+
 def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in seen:  # the same module may be registered in two places
         return seen[module]
@@ -67,17 +89,34 @@ def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module
 # --- algebra ----------------------------------------------------------------------------------------------------------
 
 
+def exact(values: Tensor) -> Tensor:
+    """The values in float64 for computing with them, without gradient; on the CPU where the device has no float64."""
+    return values.detach().to("cpu" if values.device.type == "mps" else values.device, torch.float64)
+
+
 def batchnorm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,), float64, that a BatchNorm with running statistics applies: `y = scale * x + shift`."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("A BatchNorm without running statistics cannot be folded: it normalises by the batch at hand.")
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    scale = torch.rsqrt(exact(norm.running_var) + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
+        scale = scale * exact(norm.weight)
+    shift = -exact(norm.running_mean) * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+        shift = shift + exact(norm.bias)
     return scale, shift
+
+
+def batchnorm_to_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A BatchNorm that no neighbour can take as a depthwise 1x1 convolution, which every runtime can quantise."""
+    scale, shift = batchnorm_affine(norm)
+    with torch.device("meta"):
+        conv = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features)
+    conv._parameters = {
+        "weight": nn.Parameter(scale.view(-1, 1, 1, 1).to(norm.running_mean), requires_grad=False),
+        "bias": nn.Parameter(shift.to(norm.running_mean), requires_grad=False),
+    }
+    return conv
 
 
 def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
@@ -91,10 +130,10 @@ def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 def scale_outputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> LinearT:
     """The layer that computes `scale * layer(x) + shift`, both (out_channels,): a norm or layer scale behind it."""
     weight, bias = _weight_and_bias(layer)
-    weight = weight * scale.detach().double().view(-1, *[1] * (weight.ndim - 1))
-    bias = bias * scale.detach().double()
+    weight = weight * exact(scale).view(-1, *[1] * (weight.ndim - 1))
+    bias = bias * exact(scale)
     if shift is not None:
-        bias = bias + shift.detach().double()
+        bias = bias + exact(shift)
     return _with_parameters(layer, weight, bias)
 
 
@@ -107,11 +146,9 @@ def scale_inputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> 
     weight, bias = _weight_and_bias(layer)
     if shift is not None and isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), 0, "valid"):
         raise ValueError(f"A shift cannot be folded into a convolution with padding {layer.padding}.")
-    per_weight = _per_weight(layer, scale.detach().double())
     if shift is not None:
-        moved = weight * _per_weight(layer, shift.detach().double())
-        bias = bias + moved.flatten(1).sum(1)
-    return _with_parameters(layer, weight * per_weight, bias)
+        bias = bias + (weight * _per_weight(layer, exact(shift))).flatten(1).sum(1)
+    return _with_parameters(layer, weight * _per_weight(layer, exact(scale)), bias)
 
 
 def permute_inputs(conv: nn.Conv2d, order: list[int]) -> nn.Conv2d:
@@ -126,8 +163,8 @@ def permute_inputs(conv: nn.Conv2d, order: list[int]) -> nn.Conv2d:
 
 def add_identity(conv: nn.Conv2d) -> nn.Conv2d:
     """The depthwise convolution that computes `x + conv(x)`: one in the centre of every kernel."""
-    ones = torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
-    return _add_to_centre(conv, ones, torch.zeros_like(ones))
+    _, bias = _weight_and_bias(conv)
+    return _add_to_centre(conv, torch.ones_like(bias), torch.zeros_like(bias))
 
 
 def add_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
@@ -138,11 +175,11 @@ def add_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
 
 
 def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """The depthwise convolution with `weight` (C, 1, 1, 1) and `bias` (C,) added, and that is what `x` at its place is."""
+    """The depthwise convolution `conv(x) + weight * x + bias`, both (C,) but for the shape of a 1x1 convolution's."""
     kernel_h, kernel_w = conv.kernel_size
     same = conv.padding == (kernel_h // 2, kernel_w // 2) and conv.stride == (1, 1) and conv.dilation == (1, 1)
     if not (conv.groups == conv.in_channels == conv.out_channels and kernel_h % 2 and kernel_w % 2 and same):
-        raise ValueError(f"Only a depthwise, odd, same-size convolution has a centre for the position itself, not {conv}.")
+        raise ValueError(f"Only a depthwise, odd, same-size convolution has a centre to add to, unlike {conv}.")
     own_weight, own_bias = _weight_and_bias(conv)
     centre = own_weight[:, :, kernel_h // 2, kernel_w // 2]
     centre += weight.view(-1, 1)
@@ -150,8 +187,8 @@ def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 
 
 def _weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
-    weight = layer.weight.detach().double().clone()
-    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias.detach().double().clone()
+    weight = exact(layer.weight).clone()
+    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else exact(layer.bias).clone()
     return weight, bias
 
 
@@ -165,10 +202,10 @@ def _per_weight(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
 
 
 def _with_parameters(layer: LinearT, weight: Tensor, bias: Tensor) -> LinearT:
-    """A copy of `layer` with these parameters, in its dtype."""
+    """A copy of `layer` with these parameters, in its dtype and on its device."""
     new = copy.copy(layer)  # shallow: the parameters are replaced, never written to
     new._parameters = {
-        "weight": nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False),
-        "bias": nn.Parameter(bias.to(layer.weight.dtype), requires_grad=False),
+        "weight": nn.Parameter(weight.to(layer.weight), requires_grad=False),
+        "bias": nn.Parameter(bias.to(layer.weight), requires_grad=False),
     }
     return new

@@ -112,7 +112,9 @@ def _load_families() -> None:
 def _add(cls: type[Backbone]) -> None:
     for other in _families.values():
         if cls.family == other.family:
-            raise ValueError(f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}.")
+            raise ValueError(
+                f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
+            )
     if cls.__name__ in _families:
         raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
     _families[cls.__name__] = cls

@@ -213,9 +213,7 @@ class LGLBlock(nn.Module):
     With r = 1 every token attends already, and there is nothing to gather before or to spread after.
     """
 
-    def __init__(
-        self, dim: int, head_dim: int, sampling_rate: int, mlp_ratio: int = 4, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, dim: int, head_dim: int, sampling_rate: int, mlp_ratio: int = 4, drop_path: float = 0.0) -> None:
         super().__init__()
         self.local_agg = LocalAggregation(dim, mlp_ratio, drop_path) if sampling_rate > 1 else nn.Identity()
         self.global_attn = GlobalAttention(dim, head_dim, sampling_rate, mlp_ratio, drop_path)

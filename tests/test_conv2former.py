@@ -1,0 +1,99 @@
+"""Conv2Former: the family contract, and what is its own."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from contract import Expected, FamilyContract, imagenet, random_image, run
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbones.conv2former import Conv2Former, Conv2FormerBlock, Conv2FormerConfig
+from yolo_lightbackbones.registry import create_backbone
+
+
+class TestConv2Former(FamilyContract):
+    family = "conv2former"
+    class_name = "Conv2Former"
+    smallest = "n"
+    # counted on HVision-NKU/Conv2Former 94fd1c4; b_k7 is b without 11 * 11 - 7 * 7 = 72 weights, and as many products a
+    # position, in each of the 4 * 96 + 4 * 192 + 34 * 384 + 4 * 768 = 17,280 kernels
+    expected = {
+        "n": Expected(13_052_640, 2.2969, (64, 128, 256, 512)),
+        "t": Expected(24_675_084, 4.3231, (72, 144, 288, 576)),
+        "s": Expected(48_010_572, 8.671, (72, 144, 288, 576)),
+        "b": Expected(87_761_232, 15.8407, (96, 192, 384, 768)),
+        "l": Expected(196_298_176, 35.972, (128, 256, 512, 1024)),
+        "b_k7": Expected(87_761_232 - 72 * 17_280, 15.5156, (96, 192, 384, 768)),
+    }
+
+    @staticmethod
+    def prepare(image: Tensor) -> Tensor:
+        return imagenet(image)
+
+    def test_layer_scales_start_next_to_nothing(self) -> None:
+        scales = [p for name, p in create_backbone("conv2former_n").named_parameters() if "layer_scale" in name]
+        assert [tuple(scale.shape) for scale in scales[:2]] == [(64,), (64,)]
+        assert len(scales) == 2 * (2 + 2 + 8 + 2)
+        assert all((scale == 1e-6).all() for scale in scales)
+
+    def test_eps_of_layer_norms(self) -> None:
+        assert {m.eps for m in self.build().modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+
+    def test_folding_leaves_no_affine_terms_and_no_layer_scales(self) -> None:
+        fused = fusion.fuse(self.build())
+        assert all(m.weight is None for m in fused.modules() if isinstance(m, nn.LayerNorm))
+        assert not [name for name, _ in fused.named_parameters() if "layer_scale" in name]
+
+    def test_starts_as_drawn_by_the_authors(self) -> None:
+        torch.manual_seed(0)
+        for module in create_backbone("conv2former_n", taps=("P3",)).modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+                assert module.bias is None or not module.bias.any()
+
+
+def test_layer_scale_survives_float16() -> None:
+    # 1e-6 has four bits left in float16, and what it scales must not be rounded on top of that
+    block = Conv2FormerBlock(4, kernel_size=3).eval()
+    torch.nn.init.constant_(block.attn.proj.bias, 5e4)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(block.attn.proj.weight)
+    torch.nn.init.zeros_(block.mlp.fc2.weight)
+    x = torch.zeros(1, 4, 4, 4)
+    expected = torch.full_like(x, 0.05)
+    torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(block.half()(x.half()).float(), expected, rtol=0.06, atol=0)
+
+
+def test_layer_scale_survives_autocast() -> None:
+    block = Conv2FormerBlock(4, kernel_size=3).eval()
+    torch.nn.init.constant_(block.attn.proj.bias, 100)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(block.attn.proj.weight)
+    torch.nn.init.zeros_(block.mlp.fc2.weight)
+    x = torch.ones(1, 4, 4, 4, dtype=torch.bfloat16)  # as it comes out of a convolution under autocast
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(block(x), torch.full((1, 4, 4, 4), 1.0001))
+
+
+@pytest.mark.slow
+def test_the_largest_is_built_in_seconds() -> None:
+    started = time.perf_counter()
+    create_backbone("conv2former_l")
+    assert time.perf_counter() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"depths": (1,)}, "one entry per stage"), ({"depths": (1, 1), "kernel_size": 4}, "kernel_size 4 must be odd")],
+)
+def test_config_is_checked(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Conv2FormerConfig(dims=(8, 16), **options)  # type: ignore[arg-type]
+
+
+def test_custom_config() -> None:
+    config = Conv2FormerConfig(dims=(8, 16), depths=(1, 2), kernel_size=5, layer_scale=0.5)
+    features = run(Conv2Former(config, taps=("P3",)).eval(), random_image(32, 64))
+    assert [tuple(feature.shape) for feature in features] == [(1, 16, 4, 8)]

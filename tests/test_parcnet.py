@@ -1,0 +1,237 @@
+"""ParC-Net: the family contract, and what is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from contract import Expected, FamilyContract, assert_features, random_image, randomise, run
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbones.parcnet import (
+    ChannelAttention,
+    CircularConv,
+    Mlp,
+    ParCBranch,
+    ParCNet,
+    ParCNetConfig,
+)
+
+
+class TestParCNet(FamilyContract):
+    family = "parcnet"
+    class_name = "ParCNet"
+    smallest = "xs"
+    image_size = 256
+    # counted on hkzhang91/ParC-Net f6780d0
+    expected = {
+        "xs": Expected(1_901_504, 1.0743, (64, 96, 128, 160)),
+        "s": Expected(4_292_408, 1.6502, (64, 96, 128, 160)),
+        "h": Expected(19_026_300, 8.5169, (144, 216, 288, 432)),
+    }
+
+    @staticmethod
+    def prepare(image: Tensor) -> Tensor:
+        red, green, blue = image.unbind(1)
+        return torch.stack([blue, green, red], 1)
+
+    def test_position_embeddings_are_in_the_first_block_of_a_stage(self) -> None:
+        names = [name for name, _ in self.build().named_parameters() if ".pos" in name]
+        blocks = {name.partition(".branch")[0] for name in names}
+        assert blocks == {f"stages.{stage}.blocks.0.blocks.0" for stage in (1, 2, 3)}
+        assert len(names) == 3 * 4
+
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:You are using the legacy:DeprecationWarning")
+    @pytest.mark.parametrize("warm", [False, True])
+    def test_exports_constant_weights(self, tmp_path: Path, warm: bool) -> None:
+        onnx = pytest.importorskip("onnx")
+        runtime = pytest.importorskip("onnxruntime")
+        fused = fusion.fuse(self.build())
+        image = random_image(64, 96)
+        if warm:  # as Ultralytics does before it exports
+            run(fused, image)
+        path = str(tmp_path / "parcnet.onnx")
+        torch.onnx.export(fused, (image,), path, dynamo=False, opset_version=17, input_names=["image"])
+        graph = onnx.load(path).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+        assert not [node.name for node in graph.node if node.op_type in ("Resize", "Einsum", "Upsample")]
+        weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+        assert set(weights) <= constants
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        features = [torch.from_numpy(array) for array in session.run(None, {"image": image.numpy()})]
+        assert_features(features, run(fused, image), 1e-5)
+
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:You are using the legacy:DeprecationWarning")
+    def test_exports_for_any_size(self, tmp_path: Path) -> None:
+        pytest.importorskip("onnx")
+        runtime = pytest.importorskip("onnxruntime")
+        fused = fusion.fuse(self.build())
+        fusion.record_any_size(fused)
+        path = str(tmp_path / "parcnet.onnx")
+        torch.onnx.export(
+            fused,
+            (random_image(64, 96),),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["image"],
+            dynamic_axes={"image": [0, 2, 3]},
+        )
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for height, width in ((64, 96), (96, 64), (32, 160), (224, 192)):
+            image = random_image(height, width, batch=2)
+            features = [torch.from_numpy(array) for array in session.run(None, {"image": image.numpy()})]
+            assert_features(features, run(fused, image), 1e-5)
+
+
+# --- the operator, written out ----------------------------------------------------------------------------------------
+
+
+def resized(values: np.ndarray, length: int) -> np.ndarray:
+    """(C, K) -> (C, length), linearly, both ends kept."""
+    places = np.linspace(0, values.shape[1] - 1, length)
+    return np.stack([np.interp(places, np.arange(values.shape[1]), row) for row in values])
+
+
+def circular(x: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
+    """`y[i] = sum over j of kernel[j] * x[(i + j) mod L]` along an axis of (B, C, H, W); kernel (C, L)."""
+    out = np.zeros_like(x)
+    for j in range(x.shape[axis]):
+        out += kernel[None, :, j, None, None] * np.roll(x, -j, axis)
+    return out
+
+
+def along(values: np.ndarray, axis: int) -> np.ndarray:
+    """(C, L) as something to add to (B, C, H, W) that varies along the axis alone."""
+    return values[None, :, :, None] if axis == 2 else values[None, :, None, :]
+
+
+def weights_of(module: nn.Module, channels: int) -> np.ndarray:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().numpy().reshape(channels, -1)
+
+
+@pytest.mark.parametrize("position", [False, True])
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(("height", "width"), [(7, 12), (12, 7), (1, 9), (16, 5)])
+def test_branch_by_hand(first: int, second: int, position: bool, height: int, width: int) -> None:
+    channels, length = 3, 8
+    branch = ParCBranch(channels, length, first, position).double().eval()  # type: ignore[arg-type]
+    randomise(branch)
+    x = torch.rand(2, channels, height, width, dtype=torch.float64)
+    sizes = {2: height, 3: width}
+
+    y = x.numpy()
+    if position:
+        y = y + along(resized(weights_of(branch.pos1, channels), sizes[first]), first)
+    norm = branch.norm
+    mean, var, scale, shift = (
+        t.detach().numpy()[None, :, None, None]
+        for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        if t is not None
+    )
+    y = (y - mean) / np.sqrt(var + 1e-5) * scale + shift
+    y = circular(y, resized(weights_of(branch.conv1, channels), sizes[first]), first)
+    if position:
+        y = y + along(resized(weights_of(branch.pos2, channels), sizes[second]), second)
+    y = circular(y, resized(weights_of(branch.conv2, channels), sizes[second]), second)
+    expected = x + torch.from_numpy(y)
+
+    with torch.no_grad():
+        torch.testing.assert_close(branch(x), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(fusion.fuse(branch)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_recording_for_any_size_can_be_taken_back() -> None:
+    fused = fusion.fuse(ParCBranch(4, 8, 2, position=True))
+    assert isinstance(fused, fusion.SizeBound)
+    assert not fused.any_size
+    fusion.record_any_size(fused)
+    assert fused.any_size
+    fusion.record_any_size(fused, False)
+    assert not fused.any_size
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_map_as_long_as_the_kernel_is_not_resized(axis: int) -> None:
+    conv = CircularConv(2, 6, axis)  # type: ignore[arg-type]
+    x = torch.rand(1, 2, 6, 6)
+    expected = circular(x.numpy(), weights_of(conv, 2), axis)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), torch.from_numpy(expected))
+
+
+def test_kernels_of_a_folded_branch_follow_dtype() -> None:
+    branch = ParCBranch(4, 8, 2, position=True).eval()
+    randomise(branch)
+    fused = fusion.fuse(branch)
+    x = torch.rand(1, 4, 6, 8)
+    expected = run(fused, x)
+    half = run(fused.to(torch.bfloat16), x.to(torch.bfloat16))
+    assert isinstance(half, Tensor)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_mlp_and_attention_by_hand() -> None:
+    block = nn.Sequential(Mlp(32, 64, dropout=0.1), ChannelAttention(32)).double().eval()
+    randomise(block)
+    x = torch.randn(2, 32, 3, 4, dtype=torch.float64) * 4  # beyond where Hardswish and Hardsigmoid bend
+    state = block.state_dict()
+
+    def conv(name: str, value: Tensor) -> Tensor:
+        out = torch.einsum("oi,bihw->bohw", state[f"{name}.weight"][:, :, 0, 0], value)
+        return out + state[f"{name}.bias"].view(1, -1, 1, 1) if f"{name}.bias" in state else out
+
+    def norm(name: str, value: Tensor) -> Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (value - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def hardswish(value: Tensor) -> Tensor:
+        return value * (value + 3).clamp(0, 6) / 6
+
+    y = conv("0.fc2", hardswish(conv("0.fc1", norm("0.norm", x))))
+    pooled = y.mean(3, keepdim=True).mean(2, keepdim=True)
+    weights = hardswish(norm("1.fc1.norm", conv("1.fc1.conv", pooled)))
+    weights = (norm("1.fc2.norm", conv("1.fc2.conv", weights)) + 3).clamp(0, 6) / 6
+    assert state["1.fc1.conv.weight"].shape[0] == 2  # a sixteenth
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), y * weights)
+        torch.testing.assert_close(fusion.fuse(block)(x), y * weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv_dims": (8,)}, "one entry per convolutional stage"),
+        ({"depths": (1, 1)}, "one entry per global stage"),
+        ({"parc_dims": (15,)}, "must be even"),
+    ],
+)
+def test_config_is_checked(changes: dict[str, tuple[int, ...]], message: str) -> None:
+    options: dict[str, object] = {"stem_dim": 8, "stem_kernel": 3, "conv_dims": (8, 16), "mlp_dims": (32,)}
+    options |= {"dims": (24,), "parc_dims": (16,), "depths": (1,), "lengths": (8,)}
+    with pytest.raises(ValueError, match=message):
+        ParCNetConfig(**(options | changes))  # type: ignore[arg-type]
+
+
+def test_custom_config() -> None:
+    config = ParCNetConfig(
+        stem_dim=8,
+        stem_kernel=3,
+        conv_dims=(8, 16),
+        dims=(24,),
+        parc_dims=(32,),
+        mlp_dims=(32,),
+        depths=(2,),
+        lengths=(8,),
+    )
+    features = run(ParCNet(config, taps=("P2", "P3")).eval(), random_image(32, 96))
+    assert [tuple(feature.shape) for feature in features] == [(1, 16, 8, 24), (1, 24, 4, 12)]

@@ -1,0 +1,241 @@
+"""Conv2Former: transformer blocks whose attention is a large depthwise convolution that multiplies the values.
+
+Paper: Hou et al., "Conv2Former: A Simple Transformer-Style ConvNet for Visual Recognition", TPAMI 2024,
+arXiv 2211.11943. Checked against outputs of the authors' implementation (HVision-NKU/Conv2Former, commit 94fd1c4); this
+is our own code.
+
+Deviations, none of which changes an output:
+- LayerNorm over channels is one `layer_norm` on (B, H, W, C) instead of seven elementwise operations on (B, C, H, W);
+- layer scale is multiplied and added in float32 also in a half precision model: at 1e-6, where it starts, float16 has
+  four bits left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+
+
+@dataclass(frozen=True)
+class Conv2FormerConfig:
+    """One Conv2Former (paper, table 1); `kernel_size` is that of the convolutional modulation."""
+
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    kernel_size: int = 11
+    mlp_ratio: int = 4
+    layer_scale: float = 1e-6
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.depths):
+            raise ValueError(f"dims and depths need one entry per stage each: {self}.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {self.kernel_size} must be odd, so that a map keeps its size.")
+
+
+VARIANTS = {
+    "n": Conv2FormerConfig(dims=(64, 128, 256, 512), depths=(2, 2, 8, 2), kernel_size=7),
+    "t": Conv2FormerConfig(dims=(72, 144, 288, 576), depths=(3, 3, 12, 3)),
+    "s": Conv2FormerConfig(dims=(72, 144, 288, 576), depths=(4, 4, 32, 4)),
+    "b": Conv2FormerConfig(dims=(96, 192, 384, 768), depths=(4, 4, 34, 4)),
+    "l": Conv2FormerConfig(dims=(128, 256, 512, 1024), depths=(4, 4, 48, 4)),
+    "b_k7": Conv2FormerConfig(dims=(96, 192, 384, 768), depths=(4, 4, 34, 4), kernel_size=7),
+}
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution with "same" padding for odd kernels, drawn from N(0, 0.02) as published, its bias starting at 0.
+
+    Drawn once, in the place of PyTorch's own initialisation: drawing 200 M parameters twice takes seconds.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        padding = kernel_size // 2 if kernel_size % 2 else 0
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Stem(fusion.Fusible):
+    """Three convolutions instead of patches (paper, section 3.1): (B, C, H, W) -> (B, dim, H / 4, W / 4)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        hidden = dim // 2
+        self.conv1 = Conv2d(in_channels, hidden, 3, stride=2, bias=False)
+        self.norm1: nn.Module = BatchNorm2d(hidden)
+        self.conv2 = Conv2d(hidden, hidden, 3, bias=False)
+        self.norm2: nn.Module = BatchNorm2d(hidden)
+        self.conv3 = Conv2d(hidden, dim, 2, stride=2, bias=False)
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.act(self.conv1(x)))
+        x = self.norm2(self.act(self.conv2(x)))
+        out: Tensor = self.conv3(x)
+        return out
+
+    def fold(self) -> Stem:
+        assert isinstance(self.norm1, BatchNorm2d)
+        assert isinstance(self.norm2, BatchNorm2d)
+        # the shift of the first norm does not go through the zeros that conv2 pads with, which come behind it
+        self.norm1 = fusion.batchnorm_to_conv(self.norm1)
+        self.conv3 = fusion.scale_inputs(self.conv3, *fusion.batchnorm_affine(self.norm2))
+        self.norm2 = nn.Identity()
+        return self
+
+
+class Downsample(fusion.Fusible):
+    """LayerNorm and a 2x2 convolution of stride 2: (B, in_channels, H, W) -> (B, dim, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(in_channels, eps=1e-6)
+        self.conv = Conv2d(in_channels, dim, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.norm(x))
+        return out
+
+    def fold(self) -> Downsample:
+        self.conv = fusion.scale_inputs(self.conv, *fusion.take_affine(self.norm))
+        return self
+
+
+class ConvModulation(fusion.Fusible):
+    """Convolutional modulation (paper, section 3.2): (B, dim, H, W) -> the same.
+
+    Where self-attention weighs values by the similarity of queries and keys, a large depthwise convolution of the
+    features multiplies them here. One norm feeds both.
+    """
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+        self.query = Conv2d(dim, dim)
+        self.act = nn.GELU()
+        self.depthwise = Conv2d(dim, dim, kernel_size, groups=dim)
+        self.value = Conv2d(dim, dim)
+        self.proj = Conv2d(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        weights = self.depthwise(self.act(self.query(x)))
+        out: Tensor = self.proj(weights * self.value(x))
+        return out
+
+    def fold(self) -> ConvModulation:
+        scale, shift = fusion.take_affine(self.norm)
+        self.query = fusion.scale_inputs(self.query, scale, shift)
+        self.value = fusion.scale_inputs(self.value, scale, shift)
+        return self
+
+
+class Mlp(fusion.Fusible):
+    """Norm, 1x1, GELU, a depthwise 3x3 with GELU as a residual, 1x1 (paper, figure 3): (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, mlp_ratio: int) -> None:
+        super().__init__()
+        hidden = dim * mlp_ratio
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+        self.fc1 = Conv2d(dim, hidden)
+        self.act = nn.GELU()
+        self.depthwise = Conv2d(hidden, hidden, 3, groups=hidden)
+        self.fc2 = Conv2d(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.fc1(self.norm(x)))
+        x = x + self.act(self.depthwise(x))
+        out: Tensor = self.fc2(x)
+        return out
+
+    def fold(self) -> Mlp:
+        self.fc1 = fusion.scale_inputs(self.fc1, *fusion.take_affine(self.norm))
+        return self
+
+
+class Conv2FormerBlock(fusion.Fusible):
+    """Convolutional modulation and MLP, each a residual behind a layer scale: (B, dim, H, W) -> the same."""
+
+    layer_scale1: nn.Parameter | None
+    layer_scale2: nn.Parameter | None
+
+    def __init__(
+        self, dim: int, kernel_size: int, mlp_ratio: int = 4, layer_scale: float = 1e-6, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.attn = ConvModulation(dim, kernel_size)
+        self.mlp = Mlp(dim, mlp_ratio)
+        self.layer_scale1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.layer_scale2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _add_scaled(x, self.drop_path(self.attn(x)), self.layer_scale1)
+        x = _add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
+        return x
+
+    def fold(self) -> Conv2FormerBlock:
+        assert self.layer_scale1 is not None
+        assert self.layer_scale2 is not None
+        self.attn.proj = fusion.scale_outputs(self.attn.proj, self.layer_scale1)
+        self.mlp.fc2 = fusion.scale_outputs(self.mlp.fc2, self.layer_scale2)
+        self.layer_scale1 = self.layer_scale2 = None
+        return self
+
+
+def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """`x + scale * branch` with `scale` (dim,), computed in float32 at least.
+
+    The sum stays there under autocast, whose parameters are float32: rounded to half precision, it would not change at
+    all before a layer scale has grown a thousandfold. A half precision model gets back its own dtype.
+    """
+    if scale is None:
+        return x + branch
+    exact = torch.promote_types(x.dtype, torch.float32)
+    out = x.to(exact) + scale.to(exact).view(1, -1, 1, 1) * branch.to(exact)
+    return out.to(torch.promote_types(x.dtype, scale.dtype))
+
+
+class Conv2Former(Backbone):
+    """Conv2Former N, T, S, B, L: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
+
+    family = "conv2former"
+    variants = VARIANTS
+    input_convention = IMAGENET
+
+    def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
+        return Stem(in_channels, config.dims[0])
+
+    def build_stages(self, config: Conv2FormerConfig, drop_path_rate: float) -> Iterator[Stage]:
+        rates = drop_path_rates(drop_path_rate, config.depths)
+        in_channels: int | None = None
+        reduction = 4
+        for dim, stage_rates in zip(config.dims, rates, strict=True):
+            downsample = None if in_channels is None else Downsample(in_channels, dim)
+            blocks = [
+                Conv2FormerBlock(dim, config.kernel_size, config.mlp_ratio, config.layer_scale, rate)
+                for rate in stage_rates
+            ]
+            yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
+            in_channels, reduction = dim, reduction * 2

@@ -1,0 +1,480 @@
+"""ParC-Net: a light CNN whose global blocks convolve circularly along whole rows and columns.
+
+Paper: Zhang et al., "ParC-Net: Position Aware Circular Convolution with Merits from ConvNets and Transformer",
+ECCV 2022, arXiv 2203.03952. Checked against outputs of the authors' implementation (hkzhang91/ParC-Net, commit
+f6780d0); its code has no licence, and this is written from the paper. Images are BGR in 0..1, without mean and std.
+
+Deviations, none of which changes an output at the square sizes that the published code takes:
+- any height and width that are multiples of 32: kernels and position embeddings are resized to the map's real height
+  and width, each on its own;
+- a circular convolution is a matrix product with the kernel's circulant matrix instead of a depthwise convolution of
+  the repeated map: forward and backward take 1.1 to 8 times less (2 CPU cores, maps of 20x20 to 80x80);
+- the two norms of channel attention use their running statistics where a single image is trained on: each channel is
+  one number there, and has no variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbone import Backbone, InputConvention, Stage, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath
+
+Axis = Literal[2, 3]
+"""Along the height (2) or the width (3) of (B, C, H, W)."""
+
+RECORD_MATRIX_FROM = 64
+"""Length of a map from which on exporters record a circular convolution as a matrix product.
+
+A matrix is as many times larger than the kernel as the map is long. In ONNX Runtime (2 CPU cores, one image) it took
+half the time on maps of 80x80 and the same on smaller ones; in PyTorch it is faster at every size.
+"""
+
+
+@dataclass(frozen=True)
+class ParCNetConfig:
+    """One ParC-Net (paper, section 3.3).
+
+    The convolutional stages have one entry each in `conv_dims` and `conv_depths`, the first of them at half the
+    image's size and part of the stem. The global stages have one entry each in `dims` (of the stage), `parc_dims` and
+    `mlp_dims` (inside of its global blocks), `depths` and `lengths` (of the learned kernels and position embeddings,
+    before they are resized to the map).
+    """
+
+    stem_dim: int
+    stem_kernel: int
+    conv_dims: tuple[int, ...]
+    dims: tuple[int, ...]
+    parc_dims: tuple[int, ...]
+    mlp_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    conv_depths: tuple[int, ...] = (1, 3)
+    lengths: tuple[int, ...] = (32, 16, 8)
+    expansion: int = 4
+    dropout: float = 0.1
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.conv_dims) != len(self.conv_depths):
+            raise ValueError(f"conv_dims and conv_depths need one entry per convolutional stage each: {self}.")
+        per_stage = (self.dims, self.parc_dims, self.mlp_dims, self.depths, self.lengths)
+        if len({len(entries) for entries in per_stage}) != 1:
+            raise ValueError(
+                f"dims, parc_dims, mlp_dims, depths and lengths need one entry per global stage each: {self}."
+            )
+        if any(dim % 2 for dim in self.parc_dims):
+            raise ValueError(f"parc_dims {self.parc_dims} must be even: half the channels go along each axis first.")
+
+
+VARIANTS = {
+    "xs": ParCNetConfig(
+        stem_dim=16,
+        stem_kernel=3,
+        conv_dims=(32, 64),
+        dims=(96, 128, 160),
+        parc_dims=(96, 128, 160),
+        mlp_dims=(192, 256, 320),
+        depths=(2, 3, 2),
+    ),
+    "s": ParCNetConfig(
+        stem_dim=16,
+        stem_kernel=3,
+        conv_dims=(32, 64),
+        dims=(96, 128, 160),
+        parc_dims=(192, 256, 320),
+        mlp_dims=(384, 512, 640),
+        depths=(2, 4, 3),
+    ),
+    "h": ParCNetConfig(
+        stem_dim=48,
+        stem_kernel=5,
+        conv_dims=(96, 144),
+        dims=(216, 288, 432),
+        parc_dims=(324, 432, 432),
+        mlp_dims=(648, 864, 864),
+        depths=(3, 9, 3),
+    ),
+}
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block (arXiv 1801.04381): (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, expansion: int = 4, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.residual = stride == 1 and in_channels == out_channels
+        self.expand = ConvNorm(in_channels, hidden)
+        self.depthwise = ConvNorm(hidden, hidden, 3, stride, groups=hidden)
+        self.project = ConvNorm(hidden, out_channels)
+        self.act = nn.SiLU()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(self.act(self.depthwise(self.act(self.expand(x)))))
+        return x + self.drop_path(out) if self.residual else out
+
+
+class Stem(nn.Module):
+    """Convolution of stride 2 and the first, full-rate blocks: (B, C, H, W) -> (B, dim, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, stem_dim: int, kernel_size: int, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.conv = ConvNorm(in_channels, stem_dim, kernel_size, stride=2)
+        self.act = nn.SiLU()
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(self.act(self.conv(x)))
+        return out
+
+
+def _resize(weight: Tensor, axis: Axis, length: int) -> Tensor:
+    """A learned kernel or embedding, 1 long in every direction but its axis, interpolated to `length` along it."""
+    size = [length, 1] if axis == 2 else [1, length]
+    return F.interpolate(weight, size, mode="bilinear", align_corners=True)
+
+
+def _circulant(kernel: Tensor) -> Tensor:
+    """Kernels as long as the map, L, as matrices (C, L, L): `matrix[c, i, j] = kernel[c, (j - i) mod L]`."""
+    rows = kernel.flatten(1)  # (C, L)
+    windows = torch.cat((rows, rows), 1).unfold(1, rows.shape[1], 1)  # (C, L + 1, L): shifted left by 0..L
+    return windows[:, 1:].flip(1)
+
+
+def _circular_conv(x: Tensor, kernel: Tensor, axis: Axis) -> Tensor:
+    """Per channel, `y[i] = sum over j of kernel[j] * x[(i + j) mod L]` along the axis: (B, C, H, W) -> the same."""
+    return torch.einsum("cij,bcjw->bciw" if axis == 2 else "cij,bchj->bchi", _circulant(kernel), x)
+
+
+class CircularConv(nn.Module):
+    """Global circular convolution along one axis, depthwise (paper, section 3.1): (B, dim, H, W) -> the same.
+
+    Every position sees its whole row or column, and no border: the map is taken to go on with its other end.
+    """
+
+    def __init__(self, dim: int, length: int, axis: Axis) -> None:
+        super().__init__()
+        self.axis: Axis = axis
+        self.weight = nn.Parameter(torch.empty(dim, 1, *((length, 1) if axis == 2 else (1, length))))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # what a convolution of this shape starts with
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _circular_conv(x, _resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
+
+
+class PositionEmbedding(nn.Module):
+    """Adds what a row or column starts from, since a circular convolution cannot tell where it is (paper, section 3.1).
+
+    (B, dim, H, W) -> the same; the embedding varies along its axis alone.
+    """
+
+    def __init__(self, dim: int, length: int, axis: Axis) -> None:
+        super().__init__()
+        self.axis: Axis = axis
+        self.weight = nn.Parameter(torch.empty(1, dim, *((length, 1) if axis == 2 else (1, length))))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _resize(self.weight, self.axis, int(x.shape[self.axis]))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
+
+
+class ParCBranch(fusion.Fusible):
+    """Circular convolution along one axis, then the other, as a residual (paper, figure 3): (B, dim, H, W) -> the same.
+
+    Args:
+        dim: channels.
+        length: of the learned kernels and position embeddings, before they are resized to the map.
+        first: axis of the first convolution.
+        position: whether position embeddings are added; a stage's first block does it for those behind it.
+        drop_path: stochastic depth.
+    """
+
+    def __init__(self, dim: int, length: int, first: Axis, position: bool, drop_path: float = 0.0) -> None:
+        super().__init__()
+        second: Axis = 3 if first == 2 else 2
+        self.pos1 = PositionEmbedding(dim, length, first) if position else nn.Identity()
+        self.norm = BatchNorm2d(dim)
+        self.conv1 = CircularConv(dim, length, first)
+        self.pos2 = PositionEmbedding(dim, length, second) if position else nn.Identity()
+        self.conv2 = CircularConv(dim, length, second)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv1(self.norm(self.pos1(x)))
+        branch = self.conv2(self.pos2(branch))
+        out: Tensor = x + self.drop_path(branch)
+        return out
+
+    def fold(self) -> FoldedParCBranch:
+        return FoldedParCBranch(self)
+
+
+@dataclass(frozen=True)
+class _FixedConv:
+    """A circular convolution on maps of one size, in the two forms that it can take, and what is added behind it."""
+
+    axis: Axis
+    kernel: Tensor  # (C, 1, L, 1) or (C, 1, 1, L)
+    matrix: Tensor  # (C, L, L): multiplied from the left along the height, from the right along the width
+    offset: Tensor | None  # (1, C, 1, 1), or as long as the map along one axis
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = self.kernel.shape[self.axis]
+        if fusion.is_recording() and length < RECORD_MATRIX_FROM:
+            x = torch.cat((x, x.narrow(self.axis, 0, length - 1)), self.axis)
+            x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
+        else:
+            x = torch.matmul(self.matrix, x) if self.axis == 2 else torch.matmul(x, self.matrix)
+        return x if self.offset is None else x + self.offset
+
+
+class FoldedParCBranch(fusion.SizeBound):
+    """A `ParCBranch` for inference, two circular convolutions and what is added: (B, dim, H, W) -> the same.
+
+    The norm's scale is folded into the first kernel; its shift and the position embeddings are carried through the
+    convolutions to what is added behind them, which is exact where there are no zero borders. All of that depends on
+    the size of the map: it is computed when the first map of a size comes in and is constant from then on, also to an
+    exporter, which sees no interpolation.
+    """
+
+    shift2: nn.Parameter | None
+
+    def __init__(self, branch: ParCBranch) -> None:
+        super().__init__()
+        scale, shift = (values.view(1, -1, 1, 1) for values in fusion.batchnorm_affine(branch.norm))
+        self.axes = branch.conv1.axis, branch.conv2.axis
+        self.kernel1 = branch.conv1.weight
+        self.kernel2 = branch.conv2.weight
+        self.scale1 = nn.Parameter(scale.to(self.kernel1))
+        if isinstance(branch.pos1, PositionEmbedding) and isinstance(branch.pos2, PositionEmbedding):
+            shift = scale * fusion.exact(branch.pos1.weight) + shift
+            self.shift2 = branch.pos2.weight
+        else:
+            self.shift2 = None
+        # of the first convolution's input: as long as the kernels along its axis, or constant
+        self.shift1 = nn.Parameter(shift.to(self.kernel1))
+        self._known: tuple[object, tuple[_FixedConv, _FixedConv]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.any_size and fusion.is_recording():
+            return x + self._symbolic_branch(x)
+        first, second = self._convs(int(x.shape[2]), int(x.shape[3]))
+        return x + second(first(x))
+
+    def _symbolic_branch(self, x: Tensor) -> Tensor:
+        """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
+        x = x * self.scale1 + _symbolic_resize(self.shift1, self.axes[0], x)
+        x = _symbolic_circular_conv(x, self.kernel1, self.axes[0])
+        if self.shift2 is not None:
+            x = x + _symbolic_resize(self.shift2, self.axes[1], x)
+        return _symbolic_circular_conv(x, self.kernel2, self.axes[1])
+
+    def _convs(self, height: int, width: int) -> tuple[_FixedConv, _FixedConv]:
+        """The convolutions for maps of this size, computed once for each new size."""
+        wanted = (height, width, self.kernel1.dtype, self.kernel1.device)
+        if self._known is not None and self._known[0] == wanted:
+            return self._known[1]
+        if torch.compiler.is_compiling():  # what is symbolic there must not outlive it
+            return self._compute_convs(height, width)
+        with torch.inference_mode(False), torch.no_grad():
+            if fusion.is_recording():  # a trace follows one thread: what another one computes is a constant to it
+                with ThreadPoolExecutor(max_workers=1) as aside:
+                    convs = aside.submit(self._compute_convs, height, width).result()
+            else:
+                convs = self._compute_convs(height, width)
+        self._known = wanted, convs
+        return convs
+
+    def _compute_convs(self, height: int, width: int) -> tuple[_FixedConv, _FixedConv]:
+        sizes = {2: height, 3: width}
+        axis1, axis2 = self.axes
+        kernel1 = _resize(fusion.exact(self.kernel1), axis1, sizes[axis1])
+        kernel2 = _resize(fusion.exact(self.kernel2), axis2, sizes[axis2])
+        offset1 = None
+        if self.shift2 is None:  # a constant is multiplied by the sum of a kernel; it goes through both of them
+            offset2 = fusion.exact(self.shift1) * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
+        else:
+            offset1 = _circular_conv(_resize(fusion.exact(self.shift1), axis1, sizes[axis1]), kernel1, axis1)
+            offset2 = _circular_conv(_resize(fusion.exact(self.shift2), axis2, sizes[axis2]), kernel2, axis2)
+        kernel1 = kernel1 * fusion.exact(self.scale1).view(-1, 1, 1, 1)
+        convs = []
+        for axis, kernel, offset in ((axis1, kernel1, offset1), (axis2, kernel2, offset2)):
+            matrix = _circulant(kernel).to(self.kernel1)
+            matrix = (matrix if axis == 2 else matrix.transpose(1, 2)).contiguous()
+            added = None if offset is None else offset.to(self.kernel1)
+            convs.append(_FixedConv(axis, kernel.to(self.kernel1), matrix, added))
+        return convs[0], convs[1]
+
+
+def _symbolic_resize(weight: Tensor, axis: Axis, x: Tensor) -> Tensor:
+    """`_resize` to the length of `x` as a matrix product, since exporters want interpolation to a known size."""
+    places = torch.arange(x.shape[axis], device=x.device)
+    places = places / places[-1:].clamp(min=1) * (weight.shape[axis] - 1)  # of the new entries among the old ones
+    distances = places[:, None] - torch.arange(weight.shape[axis], device=x.device)
+    shares = (1 - distances.abs()).clamp(min=0).to(weight.dtype)  # (new length, old length)
+    return torch.matmul(shares, weight) if axis == 2 else torch.matmul(weight, shares.t())
+
+
+def _symbolic_circular_conv(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+    """Resize the kernel to the map, and convolve it: (B, C, H, W) -> the same."""
+    rows = _symbolic_resize(weight, axis, x).flatten(1)  # (C, L)
+    places = torch.arange(x.shape[axis], device=x.device)
+    shifts = places[None] - places[:, None] + x.shape[axis]  # j - i at [i, j], into the kernel written twice
+    matrix = torch.cat((rows, rows), 1)[:, shifts if axis == 2 else shifts.t()]  # (C, L, L)
+    return torch.matmul(matrix, x) if axis == 2 else torch.matmul(x, matrix)
+
+
+class PooledBatchNorm2d(BatchNorm2d):
+    """BatchNorm2d on pooled maps (B, C, 1, 1) that can be trained on one image, by its running statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class ChannelAttention(nn.Module):
+    """Weighs the channels by what the whole map holds (paper, section 3.2): (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = dim // reduction
+        self.fc1 = ConvNorm(dim, hidden)
+        self.fc1.norm = PooledBatchNorm2d(hidden)
+        self.act = nn.Hardswish()
+        self.fc2 = ConvNorm(hidden, dim)
+        self.fc2.norm = PooledBatchNorm2d(dim)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = x.mean((2, 3), keepdim=True)  # (B, dim, 1, 1)
+        out: Tensor = x * self.gate(self.fc2(self.act(self.fc1(weights))))
+        return out
+
+
+class Mlp(fusion.Fusible):
+    """Norm, 1x1, Hardswish, 1x1, dropout: (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm: nn.Module = BatchNorm2d(dim)
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.act = nn.Hardswish()
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dropout(self.fc2(self.act(self.fc1(self.norm(x)))))
+        return out
+
+    def fold(self) -> Mlp:
+        assert isinstance(self.norm, BatchNorm2d)
+        self.fc1 = fusion.scale_inputs(self.fc1, *fusion.batchnorm_affine(self.norm))
+        self.norm = nn.Identity()
+        return self
+
+
+class ParCBlock(nn.Module):
+    """Position aware circular convolutions on halves of the channels, then an MLP with channel attention.
+
+    MetaFormer-like (paper, section 3.2): (B, dim, H, W) -> the same.
+    """
+
+    def __init__(
+        self, dim: int, mlp_dim: int, length: int, *, position: bool, dropout: float = 0.1, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.branch_hw = ParCBranch(dim // 2, length, 2, position, drop_path)
+        self.branch_wh = ParCBranch(dim // 2, length, 3, position, drop_path)
+        self.mlp = Mlp(dim, mlp_dim, dropout)
+        self.attn = ChannelAttention(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        x = torch.cat((self.branch_hw(first), self.branch_wh(second)), 1)
+        x = x + self.drop_path(self.attn(self.mlp(x)))
+        return x
+
+
+class LocalGlobal(fusion.Fusible):
+    """Local features, global blocks on top of them, both merged (paper, figure 2): (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, parc_dim: int, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        groups = math.gcd(dim, parc_dim)
+        self.local = ConvNorm(dim, parc_dim, 3, groups=groups)
+        self.pointwise = nn.Conv2d(parc_dim, parc_dim, 1, bias=False)
+        self.blocks = nn.Sequential(*blocks)
+        self.norm: nn.Module = BatchNorm2d(parc_dim)
+        self.project: nn.Module = ConvNorm(parc_dim, dim, groups=groups)
+        self.merge = ConvNorm(2 * dim, dim, 3)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.blocks(self.pointwise(self.act(self.local(x))))
+        features = self.act(self.project(self.norm(features)))
+        out: Tensor = self.act(self.merge(torch.cat((features, x), 1)))
+        return out
+
+    def fold(self) -> LocalGlobal:
+        assert isinstance(self.norm, BatchNorm2d)
+        assert isinstance(self.project, nn.Conv2d), "children fold first"
+        self.project = fusion.scale_inputs(self.project, *fusion.batchnorm_affine(self.norm))
+        self.norm = nn.Identity()
+        return self
+
+
+class ParCNet(Backbone):
+    """ParC-Net XS, S, H: image (B, 3, H, W) -> taps P2..P5, each (B, channels, H / 2^(i+2), W / 2^(i+2)).
+
+    P2 has the channels of the last convolutional stage, P3..P5 have `dims`.
+    """
+
+    family = "parcnet"
+    variants = VARIANTS
+    input_convention = InputConvention(bgr=True)
+
+    def build_stem(self, config: ParCNetConfig, in_channels: int) -> Stem:
+        depth, dim, expansion = config.conv_depths[0], config.conv_dims[0], config.expansion
+        widths = [config.stem_dim, *[dim] * depth]
+        blocks: list[nn.Module] = [InvertedResidual(widths[i], dim, 1, expansion) for i in range(depth)]
+        return Stem(in_channels, config.stem_dim, config.stem_kernel, blocks)
+
+    def build_stages(self, config: ParCNetConfig, drop_path_rate: float) -> Iterator[Stage]:
+        rates = drop_path_rates(drop_path_rate, (*config.conv_depths[1:], *config.depths))
+        in_channels, expansion = config.conv_dims[0], config.expansion
+        reduction = 4
+        for dim, depth in zip(config.conv_dims[1:], config.conv_depths[1:], strict=True):
+            stage_rates = next(rates)
+            downsample = InvertedResidual(in_channels, dim, 2, expansion)
+            residuals = [InvertedResidual(dim, dim, 1, expansion, stage_rates[i]) for i in range(1, depth)]
+            yield Stage(residuals, channels=dim, reduction=reduction, downsample=downsample)
+            in_channels, reduction = dim, reduction * 2
+        global_stages = zip(config.dims, config.parc_dims, config.mlp_dims, config.lengths, rates, strict=True)
+        for dim, parc_dim, mlp_dim, length, stage_rates in global_stages:
+            downsample = InvertedResidual(in_channels, dim, 2, expansion)
+            blocks: list[nn.Module] = [
+                ParCBlock(parc_dim, mlp_dim, length, position=i == 0, dropout=config.dropout, drop_path=rate)
+                for i, rate in enumerate(stage_rates)
+            ]
+            yield Stage([LocalGlobal(dim, parc_dim, blocks)], channels=dim, reduction=reduction, downsample=downsample)
+            in_channels, reduction = dim, reduction * 2

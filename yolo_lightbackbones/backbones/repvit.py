@@ -1,0 +1,184 @@
+"""RepViT: a MobileNetV3-like CNN arranged as light vision transformers are, token mixer first, channel mixer second.
+
+Paper: Wang et al., "RepViT: Revisiting Mobile CNN From ViT Perspective", CVPR 2024, arXiv 2307.09283. Checked against
+outputs of the authors' implementation (THU-MIG/RepViT, commit 298f420, Apache-2.0) and of timm 1.0.31 (Apache-2.0);
+this is our own code.
+
+Deviations, none of which changes an output:
+- stages are explicit, where the authors keep one flat list of blocks: a block of theirs that changes the size is the
+  `downsample` of the stage it leads to. timm ends a stage one block earlier, so that its features P2 to P4 are other
+  ones than the authors' (and ours) with the same weights;
+- squeeze-and-excitation is a module of our own instead of timm's;
+- stochastic depth, which the authors do not use, can be asked for on the channel mixers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath
+
+
+@dataclass(frozen=True)
+class RepViTConfig:
+    """One RepViT (paper, section 4.1 and the appendix).
+
+    `squeezes` has one string per stage and one digit per block of it, "1" for a block with squeeze-and-excitation.
+    """
+
+    dims: tuple[int, ...]
+    squeezes: tuple[str, ...]
+    mlp_ratio: int = 2
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.squeezes):
+            raise ValueError(f"dims and squeezes need one entry per stage each: {self}.")
+        if any(not blocks or set(blocks) - {"0", "1"} for blocks in self.squeezes):
+            raise ValueError(f"squeezes {self.squeezes} must be strings of 0 and 1, one digit per block.")
+
+
+VARIANTS = {
+    "m0_6": RepViTConfig(dims=(40, 80, 160, 320), squeezes=("10", "10", "101010100", "1")),
+    "m0_9": RepViTConfig(dims=(48, 96, 192, 384), squeezes=("100", "100", "101010101010100", "10")),
+    "m1_0": RepViTConfig(dims=(56, 112, 224, 448), squeezes=("100", "100", "101010101010100", "10")),
+    "m1_1": RepViTConfig(dims=(64, 128, 256, 512), squeezes=("100", "100", "1010101010100", "10")),
+    "m1_5": RepViTConfig(dims=(64, 128, 256, 512), squeezes=("10100", "10100", "1010101010101010101010100", "1010")),
+    "m2_3": RepViTConfig(
+        dims=(80, 160, 320, 640), squeezes=("1010100", "1010100", "10101010101010101010101010101010100", "10")
+    ),
+}
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions of stride 2, "early convolutions" (paper, section 3.3).
+
+    (B, C, H, W) -> (B, dim, H / 4, W / 4).
+    """
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, dim // 2, 3, stride=2)
+        self.act = nn.GELU()
+        self.conv2 = ConvNorm(dim // 2, dim, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(self.act(self.conv1(x)))
+        return out
+
+
+class RepDepthwise(fusion.Fusible):
+    """Depthwise 3x3, depthwise 1x1 and identity, summed and normalised: (B, dim, H, W) -> the same.
+
+    The token mixer (paper, section 3.2, "structural re-parameterization"); all of it folds into one depthwise 3x3.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv3x3 = ConvNorm(dim, dim, 3, groups=dim)
+        self.conv1x1 = nn.Conv2d(dim, dim, 1, groups=dim)
+        self.norm = BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv3x3(x) + self.conv1x1(x) + x)
+        return out
+
+    def fold(self) -> nn.Conv2d:
+        assert isinstance(self.conv3x3, nn.Conv2d), "children fold first"
+        conv = fusion.add_identity(fusion.add_pointwise(self.conv3x3, self.conv1x1))
+        return fusion.scale_outputs(conv, *fusion.batchnorm_affine(self.norm))
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs the channels by what the whole map holds (arXiv 1709.01507): (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, divisor: int = 8) -> None:
+        super().__init__()
+        hidden = max(divisor, (dim // 4 + divisor // 2) // divisor * divisor)  # a quarter, rounded to the divisor
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = x.mean((2, 3), keepdim=True)  # (B, dim, 1, 1)
+        out: Tensor = x * self.gate(self.fc2(self.act(self.fc1(weights))))
+        return out
+
+
+class ChannelMixer(nn.Module):
+    """1x1 convolution, GELU, 1x1 convolution as a residual that starts as the identity: (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(dim, dim * mlp_ratio)
+        self.act = nn.GELU()
+        self.conv2 = ConvNorm(dim * mlp_ratio, dim)
+        self.drop_path = DropPath(drop_path)
+        nn.init.zeros_(self.conv2.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.drop_path(self.conv2(self.act(self.conv1(x))))
+        return out
+
+
+class RepViTBlock(nn.Module):
+    """Token mixer, squeeze-and-excitation in every other block, channel mixer: (B, dim, H, W) -> the same."""
+
+    def __init__(self, dim: int, squeeze: bool, mlp_ratio: int = 2, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.token_mixer = RepDepthwise(dim)
+        self.squeeze = SqueezeExcite(dim) if squeeze else nn.Identity()
+        self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.channel_mixer(self.squeeze(self.token_mixer(x)))
+        return out
+
+
+class Downsample(nn.Module):
+    """Depthwise 3x3 of stride 2, 1x1 to the next width, channel mixer: "deeper downsampling" (paper, section 3.3).
+
+    (B, in_channels, H, W) -> (B, dim, H / 2, W / 2).
+    """
+
+    def __init__(self, in_channels: int, dim: int, mlp_ratio: int = 2, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.depthwise = ConvNorm(in_channels, in_channels, 3, stride=2, groups=in_channels)
+        self.pointwise = ConvNorm(in_channels, dim)
+        self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.channel_mixer(self.pointwise(self.depthwise(x)))
+        return out
+
+
+class RepViT(Backbone):
+    """RepViT M0.6 to M2.3: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
+
+    family = "repvit"
+    variants = VARIANTS
+    input_convention = IMAGENET
+
+    def build_stem(self, config: RepViTConfig, in_channels: int) -> Stem:
+        return Stem(in_channels, config.dims[0])
+
+    def build_stages(self, config: RepViTConfig, drop_path_rate: float) -> Iterator[Stage]:
+        rates = drop_path_rates(drop_path_rate, [len(blocks) for blocks in config.squeezes])
+        in_channels: int | None = None
+        reduction = 4
+        for dim, squeezes, stage_rates in zip(config.dims, config.squeezes, rates, strict=True):
+            downsample = None
+            if in_channels is not None:
+                downsample = Downsample(in_channels, dim, config.mlp_ratio, stage_rates[0])
+            blocks = [
+                RepViTBlock(dim, squeeze == "1", config.mlp_ratio, rate)
+                for squeeze, rate in zip(squeezes, stage_rates, strict=True)
+            ]
+            yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
+            in_channels, reduction = dim, reduction * 2
