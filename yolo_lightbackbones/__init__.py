@@ -3,12 +3,16 @@
 Importing this package imports neither torch nor Ultralytics nor a family; each name below is imported when first used.
 """
 
-TYPE_CHECKING = False  # not from typing: this file runs at every interpreter start, and imports would be most of its cost
+TYPE_CHECKING = (
+    False  # not from typing: this file runs at every interpreter start, and imports would be most of its cost
+)
 if TYPE_CHECKING:
     from typing import Any
 
     from yolo_lightbackbones.backbone import Backbone as Backbone
     from yolo_lightbackbones.backbone import Stage as Stage
+    from yolo_lightbackbones.checkpoints.engine import LoadReport as LoadReport
+    from yolo_lightbackbones.checkpoints.engine import load_weights as load_weights
     from yolo_lightbackbones.fusion import fuse as fuse
     from yolo_lightbackbones.plugin import register as register
     from yolo_lightbackbones.plugin import unregister as unregister
@@ -20,10 +24,12 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "backbone",
+    "LoadReport": "checkpoints.engine",
     "Stage": "backbone",
     "create_backbone": "registry",
     "fuse": "fusion",
     "list_backbones": "registry",
+    "load_weights": "checkpoints.engine",
     "register": "plugin",
     "register_backbone": "registry",
     "unregister": "plugin",

@@ -1,0 +1,259 @@
+"""Loads a checkpoint file into a backbone: finds its layout, checks everything, and only then copies.
+
+file -> tensors by name -> layout (ours, or a published one) -> our names -> checks -> copy
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.checkpoints import files, identify
+from yolo_lightbackbones.checkpoints.errors import CheckpointError
+from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
+from yolo_lightbackbones.fusion import Fusible
+
+PUBLISHED = ("edgevit", "parcnet", "repvit", "conv2former")
+"""Families with checkpoints of their authors; their layouts are in the module of the same name."""
+
+RESEMBLES = 0.8
+"""Share of a variant's parameters from which on weights that do not fit exactly are said to look like it."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did.
+
+    Args:
+        layout: whose parameter names the file has: `yolo_lightbackbones`, `official`, `timm`, ...
+        loaded: the backbone's keys that were filled.
+        dropped: the file's keys that were expected and not needed: heads, and stages that the backbone did not build.
+        missing: the backbone's keys that kept their values. Only with `strict=False`.
+        unexpected: the file's keys that found no place. Only with `strict=False`.
+    """
+
+    layout: str
+    loaded: tuple[str, ...]
+    dropped: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors ({self.layout} layout)"]
+        for verb, keys in (("dropped", self.dropped), ("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                parts.append(f"{verb} {len(keys)} ({_top_names(keys)})")
+        return ", ".join(parts)
+
+
+@dataclass
+class _Plan:
+    """What would be copied where, and everything that speaks against it."""
+
+    layout: Layout
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    colliding: dict[str, list[str]] = field(default_factory=dict)
+    misfits: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The file's key -> (our key, what is wrong with the tensor)."""
+
+    def problems(self) -> list[str]:
+        """One entry per kind of problem, with every key of it."""
+        lists = [
+            ("missing in the file", self.missing),
+            ("unknown here", self.unmatched),
+            ("several keys for one parameter", [f"{k} <- {', '.join(v)}" for k, v in self.colliding.items()]),
+            ("of a wrong shape or type", [f"{k}: {why}" for k, (_, why) in self.misfits.items()]),
+        ]
+        return [f"{len(keys)} {title}:\n    " + "\n    ".join(keys) for title, keys in lists if keys]
+
+
+def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
+    """Fill a backbone with the weights of a file: a published checkpoint, or a state dict of ours.
+
+    Reads `.pth`, `.pt` and `.safetensors`, never running code from the file. Values are converted to the backbone's
+    dtype; for images of other than 3 channels the first convolution is adapted. Nothing is changed when it raises.
+
+    Args:
+        backbone: an unfused backbone, whose parameters and buffers are overwritten.
+        path: the file.
+        strict: every tensor of the file must have its place and every parameter its tensor, classifier heads and stages
+            that were not built excepted. If False, what fits is loaded and the report says what did not.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: (a `ValueError`) if the file is no checkpoint, belongs to another backbone, or does not fit;
+            the message lists everything that does not.
+        ValueError: if the backbone is fused, or has no memory for values.
+    """
+    _check_target(backbone)
+    state, others = files.read_tensors(path)
+    return load_tensors(backbone, state, source=str(path), others=others, strict=strict)
+
+
+def load_tensors(
+    backbone: Backbone, state: Mapping[str, Tensor], *, source: str, others: Sequence[str] = (), strict: bool = True
+) -> LoadReport:
+    """`load_weights` for tensors that are read already.
+
+    Args:
+        backbone: as in `load_weights`.
+        state: tensors by name, in any layout.
+        source: what to call them in errors.
+        others: names that came with them and have no tensors.
+        strict: as in `load_weights`.
+
+    Raises:
+        CheckpointError: if they do not fit.
+        ValueError: if the backbone is fused, or has no memory for values.
+    """
+    _check_target(backbone)
+    plan = _make_plan(backbone, state)
+    plan.unmatched += others
+    problems = plan.problems()
+    if problems and (strict or not plan.copies):
+        raise CheckpointError(_explain(backbone, source, state, plan, problems))
+    target = backbone.state_dict()
+    with torch.no_grad():
+        for key, tensor in plan.copies.items():
+            target[key].copy_(tensor)
+    wrongly_shaped = [ours for ours, _ in plan.misfits.values()]
+    return LoadReport(
+        layout=plan.layout.name,
+        loaded=tuple(plan.copies),
+        dropped=tuple(plan.dropped),
+        missing=(*plan.missing, *plan.colliding, *wrongly_shaped),
+        unexpected=(*plan.unmatched, *_flat(plan.colliding.values()), *plan.misfits),
+    )
+
+
+def layouts_of(family: str) -> tuple[Layout, ...]:
+    """The layouts that a family's weights come in, ours first. A third party's family has ours alone."""
+    if family not in PUBLISHED:
+        return (OURS,)
+    published: tuple[Layout, ...] = importlib.import_module(f"{__package__}.{family}").LAYOUTS
+    return (OURS, *published)
+
+
+def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
+    """What goes where if the file has the layout of which most names are ours after conversion."""
+    target = backbone.state_dict()
+    candidates = [convert(layout, state) for layout in layouts_of(backbone.family)]
+    # "Is this already ours?" comes first: with as many names in place, the earlier layout wins.
+    best = max(candidates, key=lambda converted: len(converted.placed.keys() & target.keys()))
+    plan = _Plan(best.layout, dropped=list(best.dropped))
+    unbuilt = _unbuilt_stages(backbone, best)
+    stem = next(iter(target))
+    for ours, sources in best.placed.items():
+        if ours not in target:
+            keys = [key for key, _ in sources]
+            (plan.dropped if ours in unbuilt else plan.unmatched).extend(keys)
+        elif len(sources) > 1:
+            plan.colliding[ours] = [key for key, _ in sources]
+        else:
+            key, tensor = sources[0]
+            if ours == stem:
+                tensor = _adapt_channels(tensor, target[ours])
+            if wrong := _misfit(tensor, target[ours]):
+                plan.misfits[key] = (ours, wrong)
+            else:
+                plan.copies[ours] = tensor
+    # A counter that only a momentum of None would read; some tools leave it out.
+    optional = {key for key in target if key.endswith(".num_batches_tracked")}
+    plan.missing = [key for key in target if key not in best.placed and key not in optional]
+    return plan
+
+
+def _check_target(backbone: Backbone) -> None:
+    name = type(backbone).__name__
+    if any(module.folded for module in backbone.modules() if isinstance(module, Fusible)):
+        raise ValueError(
+            f"This {name} is fused: its parameters are products of those in a checkpoint. Load the weights into an "
+            "unfused backbone, then fuse it."
+        )
+    if any(tensor.is_meta for tensor in backbone.state_dict().values()):
+        raise ValueError(f"This {name} is on the meta device and cannot hold values. Call .to_empty(device=...) first.")
+
+
+def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
+    """Our keys of stages that the variant has and this backbone, for its taps, did not build."""
+    beyond = [key for key in converted.placed if identify.stage_number(key) >= len(backbone.stages)]
+    if not beyond:
+        return set()
+    names = {key for variant in identify.matching_variants(backbone) for key in identify.full_shapes(variant)}
+    # A backbone of a custom config has no name by which to look up what its stages would have been.
+    return {key for key in beyond if not names or key in names}
+
+
+def _adapt_channels(weight: Tensor, target: Tensor) -> Tensor:
+    """The first convolution's weight for images of other than 3 channels, as timm does it.
+
+    One channel: the sum over RGB, which sees a grey image as before. Otherwise RGB repeated and scaled by 3 / channels,
+    so that activations keep their size.
+    """
+    channels = target.shape[1]
+    if weight.ndim != 4 or target.ndim != 4 or weight.shape[1] != 3 or channels == 3:
+        return weight
+    dtype, weight = weight.dtype, weight.float()
+    if channels == 1:
+        return weight.sum(1, keepdim=True).to(dtype)
+    return (weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)).to(dtype)
+
+
+def _misfit(tensor: Tensor, target: Tensor) -> str | None:
+    if tensor.shape != target.shape:
+        return f"the file has {_dims(tensor)}, the backbone {_dims(target)}"
+    if target.is_floating_point() and not tensor.is_floating_point():
+        return f"the file has {tensor.dtype}, the backbone {target.dtype}"
+    return None
+
+
+def _explain(
+    backbone: Backbone,
+    source: str,
+    state: Mapping[str, Tensor],
+    plan: _Plan,
+    problems: Sequence[str],
+) -> str:
+    """Names the file's backbone if it is another one of ours, else lists everything that does not fit."""
+    asked = [str(variant) for variant in identify.matching_variants(backbone)]
+    wanted = " or ".join(asked) or f"the {type(backbone).__name__} of a custom config"
+    found = identify.recognise(state, layouts_of)
+    headline = ""
+    if found and found.similarity >= RESEMBLES and (found.prefix or not set(map(str, found.variants)) & set(asked)):
+        this = " or ".join(map(str, found.variants))
+        verb = "is" if found.similarity == 1 else "looks like"
+        headline = f"this {verb} {this}; you asked for {wanted}. Give the weights of {wanted}, or build {this}. "
+        if found.prefix:
+            headline = (
+                f"this is a larger model; the part of it called {found.prefix!r} {verb} {this}, and you asked for "
+                f"{wanted}. Save that part alone, its names without this prefix. "
+            )
+        if found.similarity == 1:
+            return f"{source}: {headline.strip()}"
+    fits = f"{len(plan.copies)} of {len(backbone.state_dict())} tensors fit {wanted} ({plan.layout.name} layout)"
+    advice = "strict=False loads what fits. " if plan.copies else ""
+    tops = f"The names in the file start with {_top_names(state)}."
+    return f"{source}: {headline}{fits}. {advice}{tops}\n  " + "\n  ".join(problems)
+
+
+def _dims(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a single number"
+
+
+def _top_names(keys: Iterable[str], limit: int = 6) -> str:
+    """The first parts of dotted names, each once."""
+    tops = list(dict.fromkeys(key.split(".")[0].split(" ")[0] for key in keys))
+    return ", ".join(tops[:limit]) + (", ..." if len(tops) > limit else "") or "nothing"
+
+
+def _flat(lists: Iterable[Sequence[str]]) -> list[str]:
+    return [item for items in lists for item in items]

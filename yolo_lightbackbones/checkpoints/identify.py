@@ -1,0 +1,134 @@
+"""Which backbone some weights belong to, found by comparing names and shapes with every variant there is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yolo_lightbackbones import registry
+from yolo_lightbackbones.backbone import TAPS, Backbone
+from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entry of `list_backbones`."""
+
+    family: type[Backbone]
+    short_name: str
+
+    def __str__(self) -> str:
+        return f"{self.family.family}_{self.short_name}"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The variants that some weights resemble most: several only if they differ in nothing that has parameters.
+
+    `similarity` is the share of names that both have with the same shape, 1 for a perfect match. `prefix` is what the
+    names start with where the weights are part of a larger model.
+    """
+
+    variants: tuple[Variant, ...]
+    similarity: float
+    prefix: str = ""
+
+
+def matching_variants(backbone: Backbone) -> list[Variant]:
+    """The variants that this backbone may be, by the shapes of its parameters; none for a custom config.
+
+    More than one only if its taps leave out the stages in which they differ.
+    """
+    family = type(backbone)
+    in_channels = next(backbone.parameters()).shape[1]  # the stem's convolution, by contract
+    shapes = _shapes(backbone)
+    return [
+        Variant(family, name) for name in family.variants if _built(family, name, backbone.taps, in_channels) == shapes
+    ]
+
+
+def full_shapes(variant: Variant) -> Shapes:
+    """Name and shape of everything in a variant's state dict with all its stages; nothing if it has no four stages."""
+    try:
+        return _built(variant.family, variant.short_name, TAPS, 3)
+    except ValueError:  # somebody else's family, without these taps: nothing that we could compare with
+        return {}
+
+
+def recognise(state: Mapping[str, Tensor], layouts_of: Callable[[str], tuple[Layout, ...]]) -> Recognised | None:
+    """The backbone that the weights resemble most, at the top of their names or inside a larger model.
+
+    Args:
+        state: tensors by name, as the file has them.
+        layouts_of: family -> the layouts to try.
+    """
+    built: dict[Variant, Shapes] = {}
+    best: Recognised | None = None
+    for prefix in _prefixes(state):
+        inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        for family in registry.families().values():
+            files = [_shapes_of(convert(layout, inside)) for layout in layouts_of(family.family)]
+            for variant in (Variant(family, name) for name in family.variants):
+                shapes = built[variant] = built.get(variant) or full_shapes(variant)
+                if not any(shapes.keys() & file.keys() for file in files):
+                    break  # the variants of a family share names: if one has none of these, none has
+                similarity = max(_similarity(shapes, file) for file in files)
+                if similarity > (best.similarity if best else 0):
+                    best = Recognised((variant,), similarity, prefix)
+                elif best and (similarity, prefix) == (best.similarity, best.prefix):
+                    best = Recognised((*best.variants, variant), similarity, prefix)
+        if best and best.similarity == 1:
+            break  # nothing deeper in the names fits better
+    return best
+
+
+def _similarity(variant: Shapes, file: Shapes) -> float:
+    """Share of names that both have with the same shape, 0..1, over the stages that the file has.
+
+    Counters do not matter, nor the number of image channels.
+    """
+    stem = next(iter(variant))
+    stages = max(map(stage_number, file), default=-1)
+    ours, theirs = (
+        {key for key in shapes if not key.endswith(".num_batches_tracked") and stage_number(key) <= stages}
+        for shapes in (variant, file)
+    )
+    same = [
+        key for key in ours & theirs if variant[key] == file[key] or (key == stem and variant[key][:1] == file[key][:1])
+    ]
+    return len(same) / len(ours | theirs)
+
+
+def stage_number(key: str) -> int:
+    """The stage that one of our names belongs to, counted from 0; -1 for the stem."""
+    parts = key.split(".")
+    return int(parts[1]) if parts[0] == "stages" and len(parts) > 1 and parts[1].isdigit() else -1
+
+
+def _prefixes(state: Mapping[str, Tensor], depth: int = 3, fewest: int = 100) -> list[str]:
+    """The empty prefix, and those of names that enough tensors share to be a backbone's."""
+    counts = Counter(
+        ".".join(parts[:i]) + "."
+        for parts in (key.split(".") for key in state)
+        for i in range(1, min(depth, len(parts) - 1) + 1)
+    )
+    return ["", *sorted((p for p, n in counts.items() if n >= fewest), key=lambda p: (p.count("."), p))]
+
+
+def _built(family: type[Backbone], variant: str, taps: tuple[str, ...], in_channels: int) -> Shapes:
+    with torch.device("meta"):
+        return _shapes(family(variant, in_channels, taps))
+
+
+def _shapes(backbone: Backbone) -> Shapes:
+    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+
+
+def _shapes_of(converted: Converted) -> Shapes:
+    return {ours: tuple(sources[0][1].shape) for ours, sources in converted.placed.items()}

@@ -1,0 +1,210 @@
+"""Where the authors' weights can be had, and the way from a name to a checked file in the cache.
+
+Nothing is downloaded unless `fetch` is called. Only addresses that a program can read are in the table; what the others
+offer is in `BY_HAND`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+import torch
+
+from yolo_lightbackbones.checkpoints import files
+from yolo_lightbackbones.checkpoints.errors import CheckpointError
+
+
+class DownloadError(OSError):
+    """Weights could not be fetched, or are not what they should be; the message says how to get them by hand."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published file.
+
+    Args:
+        name: what it is asked for by.
+        url: where it is.
+        filename: what it is called in the cache.
+        repo_id: its repository on the Hugging Face hub, if it is there.
+        sha256: its checksum, where somebody published it. Others are recorded on the first download.
+    """
+
+    name: str
+    url: str
+    filename: str
+    repo_id: str | None = None
+    sha256: str | None = None
+
+
+def _official_repvit(variant: str, epochs: int, sha256: str | None = None) -> Release:
+    name = f"repvit_{variant}_distill_{epochs}e"
+    url = f"https://github.com/THU-MIG/RepViT/releases/download/v1.0/{name}.pth"
+    return Release(name, url, f"{name}.pth", sha256=sha256)
+
+
+def _timm_repvit(variant: str, epochs: int) -> Release:
+    name = f"repvit_{variant}.dist_{epochs}e_in1k"
+    url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+    return Release(name, url, f"{name}.safetensors", repo_id=f"timm/{name}")
+
+
+_OFFICIAL = (
+    _official_repvit("m0_6", 300),
+    _official_repvit("m0_9", 300),
+    # Measured by frgfm/holocron, which compared this file's outputs with the authors' code.
+    _official_repvit("m0_9", 450, sha256="b76537a20b8c47ef40c1b884bd88f4f3cae498b90f35c61d32da44c16c221443"),
+    *(_official_repvit(variant, epochs) for variant in ("m1_0", "m1_1", "m1_5", "m2_3") for epochs in (300, 450)),
+)
+"""The links of THU-MIG/RepViT's README at commit 298f420; the later of two files of a variant is the more accurate."""
+
+_TIMM = tuple(
+    _timm_repvit(variant, epochs) for variant in ("m0_9", "m1_0", "m1_1", "m1_5", "m2_3") for epochs in (300, 450)
+)
+"""timm 1.0.31's pretrained RepViT; its m1, m2 and m3 are the paper's first version, another architecture."""
+
+RELEASES: dict[str, Release] = {release.name: release for release in (*_OFFICIAL, *_TIMM)}
+"""Name -> published file."""
+
+SHORT_NAMES: dict[str, Release] = {release.name.split("_distill")[0]: release for release in _OFFICIAL}
+"""Name of a backbone -> its most accurate official file."""
+
+BY_HAND = {
+    "edgevit": (
+        "No EdgeViT weights were ever released by its authors: train it from scratch, or give a file of your own."
+    ),
+    "parcnet": (
+        "ParC-Net-S is a file in its authors' repository, without an address that a program can rely on: download "
+        "pretrained_models/classification/checkpoint_ema_avg.pt from github.com/hkzhang91/ParC-Net with a browser and "
+        "give its path. XS and H are not among the files that its authors list."
+    ),
+    "conv2former": (
+        "Conv2Former's weights are on a file-sharing site that no program can read: download them with a browser, "
+        "starting from github.com/HVision-NKU/Conv2Former, and give the file's path."
+    ),
+}
+"""Family -> how to get its weights."""
+
+
+def find_release(name: str) -> Release:
+    """The published file of that name: a backbone (`repvit_m0_9`), an official file's stem, or timm's name.
+
+    Raises:
+        ValueError: if there is none, with what can be done instead.
+    """
+    wanted = name.strip().removesuffix(".pth")
+    release = RELEASES.get(wanted) or SHORT_NAMES.get(wanted.replace(".", "_"))
+    if release:
+        return release
+    for family, advice in BY_HAND.items():
+        if re.match(rf"{family}([_.]|$)", wanted.lower()):
+            raise ValueError(f"{name!r} cannot be downloaded. {advice}")
+    names = [*SHORT_NAMES, *RELEASES]
+    close = difflib.get_close_matches(wanted, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{name!r} is neither a file nor the name of published weights.{hint} Names: {', '.join(names)}.")
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: torch's own cache, which TORCH_HOME moves."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def fetch(release: Release, *, progress: bool = True) -> Path:
+    """A published file's place on disk, downloaded unless it is there already, its checksum checked in both cases.
+
+    A file put into `cache_folder()` by hand under the release's file name counts as downloaded.
+
+    Raises:
+        DownloadError: if it cannot be had or is not what it was; says what to fetch and where to put it.
+    """
+    path = cache_folder() / release.filename
+    if path.is_file():
+        _check(path, release)
+        return path
+    if release.repo_id:
+        return _from_hub(release)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        # One attempt: a mistyped proxy or a missing network should be said at once.
+        torch.hub.download_url_to_file(release.url, str(partial), progress=progress)
+        _check(partial, release, record=path)
+        partial.replace(path)
+    except (OSError, CheckpointError) as error:  # URLError and HTTPError are OSErrors
+        raise DownloadError(_by_hand(release, error)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _from_hub(release: Release) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise DownloadError(
+            f"{release.name} is on the Hugging Face hub, which needs the package huggingface_hub. Install it: "
+            'pip install "yolo-lightbackbones[timm]"'
+        ) from error
+    assert release.repo_id is not None
+    name = release.url.rpartition("/")[2]
+    try:
+        path = Path(hf_hub_download(release.repo_id, name))
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        raise DownloadError(_by_hand(release, error)) from error
+    # The hub stores large files under their SHA-256, which it learned from the server.
+    stored = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", stored) and _sha256(path) != stored:
+        raise DownloadError(f"{path} is not what the hub says it is (SHA-256 {stored}). Delete it and try again.")
+    return path
+
+
+def _check(path: Path, release: Release, record: Path | None = None) -> None:
+    """Compare the file with its checksum: the published one, or the one recorded when it first arrived.
+
+    Args:
+        path: the file.
+        release: what it should be.
+        record: where the file is going to be; None if it is there.
+    """
+    note = _note(record or path)
+    digest = _sha256(path)
+    known = release.sha256 or (note.read_text().strip() if note.is_file() else None)
+    if known is None:
+        files.read_tensors(path)  # a cut off download or an error page must not become what later ones are compared to
+        note.write_text(f"{digest}\n")
+    elif digest != known:
+        raise DownloadError(
+            f"its SHA-256 is {digest}, it should be {known}."
+            if record
+            else f"{path} has the SHA-256 {digest}, it should be {known}: it was damaged or replaced. Delete it"
+            f"{f' and {note.name}' if note.is_file() else ''}, then try again."
+        )
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _by_hand(release: Release, error: Exception) -> str:
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        error = error.reason if isinstance(error.reason, Exception) else error  # without "<urlopen error ...>"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"{release.name} could not be downloaded: {reason.rstrip('.')}. Fetch {release.url} where there is a network "
+        f"and put it here as {cache_folder() / release.filename}, or give the path of your copy."
+    )
