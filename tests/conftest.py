@@ -11,6 +11,8 @@ import pytest
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_lightbackbones_settings_")
 
+pytest.register_assert_rewrite("contract")  # its assertions tell what they saw, as those of test files do
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 

@@ -121,7 +121,6 @@ def test_published_eps_survives_initialize_weights_and_gflops_are_counted(detect
     assert {m.eps for m in detector.model[4].modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
 
     from torch.utils.flop_counter import FlopCounterMode
-
     from ultralytics.utils.torch_utils import get_flops
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -196,7 +195,9 @@ def test_a_family_registered_later_is_known_to_the_parser(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(registry, "_families", dict(registry._families))
     registry.register_backbone(Later)
-    model, _ = tasks.parse_model({"nc": 1, "backbone": [[-1, 1, "Later", ["xxs"]], [0, 1, "Tap", ["P3"]]], "head": []}, 3)
+    model, _ = tasks.parse_model(
+        {"nc": 1, "backbone": [[-1, 1, "Later", ["xxs"]], [0, 1, "Tap", ["P3"]]], "head": []}, 3
+    )
     assert isinstance(model[0], Later)
 
 

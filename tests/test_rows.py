@@ -140,5 +140,7 @@ def test_a_scale_letter_that_the_model_lacks() -> None:
 def test_a_backbone_that_nothing_uses() -> None:
     config = model()
     config["backbone"], config["head"] = config["backbone"][:1], []
-    with pytest.raises(rows.ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"):
+    with pytest.raises(
+        rows.ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"
+    ):
         translate(config)

@@ -1,4 +1,4 @@
-"""Runs at interpreter start, through `yolo_lightbackbones_autoload.pth`: waits for Ultralytics, then installs the plugin.
+"""Runs at interpreter start through `yolo_lightbackbones_autoload.pth`: waits for Ultralytics, installs the plugin.
 
 So a plain `yolo` process, a notebook, a DDP worker and an unpickling `YOLO("best.pt")` all know our modules. Nothing is
 imported here that Python does not have loaded already; torch and Ultralytics come when the user imports them.

@@ -16,7 +16,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from yolo_lightbackbones import backbone, configs, fusion, layers, registry, rows
 
-TESTED_VERSIONS = "8.4.190"
+TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases the test suite has run against."""
 
 
@@ -154,7 +154,7 @@ def _publish(tasks: ModuleType) -> None:
     for name, cls in new.items():
         setattr(tasks, name, cls)
         _undo.append(functools.partial(delattr, tasks, name))
-    torch.serialization.add_safe_globals(_module_classes(new.values()))
+    torch.serialization.add_safe_globals(list(_module_classes(new.values())))
 
 
 def _set(owner: type, name: str, value: Any) -> None:
@@ -175,15 +175,13 @@ def _replace_function(original: Callable[..., Any], replacement: Callable[..., A
     replace(original, replacement)
 
 
-def _module_classes(families: Iterable[type[backbone.Backbone]]) -> list[type[nn.Module]]:
+def _module_classes(families: Iterable[type[backbone.Backbone]]) -> Iterator[type[nn.Module]]:
     """Every layer that a checkpoint with these families may pickle."""
     modules = [backbone, layers, *(sys.modules[cls.__module__] for cls in families)]
-    return [
-        cls
-        for module in modules
-        for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__
-    ]
+    for module in modules:
+        for cls in vars(module).values():
+            if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__:
+                yield cls
 
 
 def _version() -> str:

@@ -2,18 +2,18 @@
 
 A row is `[from, repeats, module, args]`. Two kinds of rows are translated, all others pass untouched:
 
-    [-1, 1, EdgeViT, [{n: xxs, s: xs}, {drop_path_rate: 0.1}]]  ->  [-1, 1, EdgeViT, ["xxs", 3, ("P2", ..., "P5"), 0.1, "auto"]]
-    [0, 1, Tap, [P3]]                                           ->  [0, 1, Index, [72, 1]]
+    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto]]
+    [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
 
-Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`, `m`,
-`s`, ...) and evaluates others (`m0.9` is a syntax error there). Everything a user can get wrong in such a row is an error
-here, before anything is built or written.
+Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
+`m`, ...) and evaluates others (`m0.9` is a syntax error there). Everything a user can get wrong in such a row is an
+error here, before anything is built or written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,12 +33,12 @@ class ConfigError(ValueError):
 class Row:
     """One row of a model YAML and what error messages call it."""
 
+    where: str
     number: int
     source: Any
     repeats: Any
     module: Any
-    args: list[Any] = field(default_factory=list)
-    where: str = ""
+    args: list[Any]
 
     @property
     def sources(self) -> list[int]:
@@ -57,9 +57,7 @@ def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbo
     return any(isinstance(row, list | tuple) and len(row) > 2 and _is_ours(row[2], families) for row in rows)
 
 
-def translate(
-    config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]
-) -> dict[str, Any]:
+def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
     """A copy of a model config whose rows Ultralytics' parser understands.
 
     Args:
@@ -102,7 +100,7 @@ def _parse_rows(config: Mapping[str, Any]) -> list[Row]:
     for number, row in enumerate([*_listed(config.get("backbone")), *_listed(config.get("head"))]):
         if not isinstance(row, list | tuple) or len(row) != 4 or not isinstance(row[3], list):
             raise ConfigError(f"{where}row {number} {_flow(row)}: a row is [from, repeats, module, [arguments]].")
-        rows.append(Row(number, *row, where=where))
+        rows.append(Row(where, number, *row))
     return rows
 
 
@@ -125,9 +123,7 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
     return first
 
 
-def _backbone_args(
-    row: Row, family: type[Backbone], config: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
+def _backbone_args(row: Row, family: type[Backbone], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Variant and options of a backbone row: `[variant or {scale letter: variant}, {option: value}]`."""
     example = f"[{next(iter(family.variants))}]"
     if not 1 <= len(row.args) <= 2:
@@ -140,7 +136,9 @@ def _backbone_args(
     if isinstance(wanted, Mapping):
         letters = {str(letter): value for letter, value in wanted.items()}
         if unknown := [letter for letter in letters if letter in OPTIONS]:
-            raise row.error(f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}].")
+            raise row.error(
+                f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}]."
+            )
         if scale not in letters:
             raise row.error(
                 f"no variant for scale {scale!r}. Allowed: {', '.join(letters) or 'none'}. "
@@ -184,9 +182,7 @@ def _options(row: Row) -> dict[str, Any]:
     return dict(options)
 
 
-def _offered_taps(
-    family: type[Backbone], variant: str, in_channels: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _offered_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """All taps of a variant and their channels, from the backbone itself, built without memory."""
     with torch.device("meta"):
         backbone = family(variant, in_channels, TAPS)
@@ -212,7 +208,7 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
         return None
     if row.module != INDEX or row.sources != [backbone.number]:
         raise row.error(
-            f"{row.module} takes its input from the backbone (row {backbone.number}), which gives a list of feature maps. "
+            f"{row.module} takes its input from the backbone (row {backbone.number}), which gives a list of maps. "
             f"Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
         )
     return _index_position(row, taps, channels)

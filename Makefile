@@ -1,0 +1,41 @@
+# The commands of this project, the same ones that CI uses. Each sets up what it needs in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export YOLO_AUTOINSTALL := false # Ultralytics otherwise installs packages in the middle of a run
+
+.PHONY: help setup demo test check format bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+setup: $(READY) ## Make the environment in .venv
+
+$(READY): pyproject.toml hatch_build.py yolo_lightbackbones_autoload.pth
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY) ## Train, validate, export and run a detector, in minutes and without a GPU
+	$(BIN)/python examples/demo.py
+
+test: check ## Everything CI runs: lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Speed and memory, as ratios of interleaved runs
+	$(BIN)/python benchmarks/autoload.py
+
+clean: ## Remove the environment and everything that runs left behind
+	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache
