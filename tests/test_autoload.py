@@ -54,6 +54,12 @@ def test_it_can_be_turned_off() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_registering_by_hand_as_well_does_no_harm() -> None:
+    result = python("import yolo_lightbackbones; yolo_lightbackbones.register()")
+    assert result.returncode == 0
+    assert "Warning" not in result.stderr
+
+
 def test_a_broken_package_is_one_line_and_not_a_broken_interpreter(tmp_path: Path) -> None:
     package = tmp_path / "yolo_lightbackbones"
     package.mkdir()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from contract import Expected, FamilyContract, imagenet, random_image, run
+from contract import Expected, FamilyContract, imagenet, random_image, randomise, run
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
@@ -53,6 +53,45 @@ class TestConv2Former(FamilyContract):
             if isinstance(module, nn.Conv2d):
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
                 assert module.bias is None or not module.bias.any()
+
+
+def test_block_by_hand() -> None:
+    block = Conv2FormerBlock(4, kernel_size=5, mlp_ratio=2).double().eval()
+    randomise(block)
+    x = torch.randn(2, 4, 6, 7, dtype=torch.float64)
+    state = block.state_dict()
+
+    def conv(name: str, value: Tensor) -> Tensor:
+        """1x1, or depthwise with zeros around the map."""
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"].view(1, -1, 1, 1)
+        if weight.shape[2] == 1:
+            full: Tensor = torch.einsum("oi,bihw->bohw", weight[:, :, 0, 0], value)
+            return full + bias
+        border, (height, width) = weight.shape[2] // 2, value.shape[2:]
+        padded = nn.functional.pad(value, (border,) * 4)
+        out = torch.zeros_like(value) + bias
+        for i in range(weight.shape[2]):
+            for j in range(weight.shape[3]):
+                out += padded[:, :, i : i + height, j : j + width] * weight[:, 0, i, j].view(1, -1, 1, 1)
+        return out
+
+    def norm(name: str, value: Tensor) -> Tensor:
+        mean, var = value.mean(1, keepdim=True), value.var(1, keepdim=True, unbiased=False)
+        weight, bias = (state[f"{name}.{key}"].view(1, -1, 1, 1) for key in ("weight", "bias"))
+        return (value - mean) / (var + 1e-6).sqrt() * weight + bias
+
+    def gelu(value: Tensor) -> Tensor:
+        return value * (1 + torch.erf(value / 2**0.5)) / 2
+
+    scale1, scale2 = (state[f"layer_scale{i}"].view(1, -1, 1, 1) for i in (1, 2))
+    tokens = norm("attn.norm", x)
+    weights = conv("attn.depthwise", gelu(conv("attn.query", tokens)))
+    y = x + scale1 * conv("attn.proj", weights * conv("attn.value", tokens))
+    hidden = gelu(conv("mlp.fc1", norm("mlp.norm", y)))
+    y = y + scale2 * conv("mlp.fc2", hidden + gelu(conv("mlp.depthwise", hidden)))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), y)
+        torch.testing.assert_close(fusion.fuse(block)(x), y)
 
 
 def test_layer_scale_survives_float16() -> None:

@@ -79,7 +79,7 @@ class TestParCNet(FamilyContract):
             dynamo=False,
             opset_version=17,
             input_names=["image"],
-            dynamic_axes={"image": [0, 2, 3]},
+            dynamic_axes={"image": {0: "batch", 2: "height", 3: "width"}},
         )
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for height, width in ((64, 96), (96, 64), (32, 160), (224, 192)):
@@ -185,8 +185,10 @@ def test_mlp_and_attention_by_hand() -> None:
     state = block.state_dict()
 
     def conv(name: str, value: Tensor) -> Tensor:
-        out = torch.einsum("oi,bihw->bohw", state[f"{name}.weight"][:, :, 0, 0], value)
-        return out + state[f"{name}.bias"].view(1, -1, 1, 1) if f"{name}.bias" in state else out
+        out: Tensor = torch.einsum("oi,bihw->bohw", state[f"{name}.weight"][:, :, 0, 0], value)
+        if f"{name}.bias" in state:
+            out = out + state[f"{name}.bias"].view(1, -1, 1, 1)
+        return out
 
     def norm(name: str, value: Tensor) -> Tensor:
         mean, var, weight, bias = (

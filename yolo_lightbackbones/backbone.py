@@ -99,10 +99,18 @@ class Stage(nn.Module):
         self.reduction = reduction
         self.downsample = nn.Identity() if downsample is None else downsample
         self.blocks = nn.Sequential(*blocks)
+        self.blocks_behind_tap = 0
+        """How many of the last blocks the tap does not see. Not 0 where an implementation counts a stage's last blocks
+        to the downsampling behind it; see `checkpoints.rules.Layout`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks(self.downsample(x))
-        return out
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tap gives, and what the next stage gets."""
+        tapped = x = self.downsample(x)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number <= len(self.blocks) - self.blocks_behind_tap:
+                tapped = x
+        return tapped, x
 
 
 class Backbone(fusion.Fusible):
@@ -169,9 +177,9 @@ class Backbone(fusion.Fusible):
         x = self.stem(self.input_norm(x))
         features = []
         for stage in self._stages():
-            x = stage(x)
+            tapped, x = stage(x)
             if _level(stage) in self.taps:
-                features.append(x)
+                features.append(tapped)
         return features
 
     def fold(self) -> Backbone:

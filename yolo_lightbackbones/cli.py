@@ -181,7 +181,10 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
             raise UserError(f"There is no weights file {weights}.")
         path = sources.fetch(sources.find_release(weights))
     try:
-        return engine.load_weights(backbone, path, strict=strict)
+        report = engine.load_weights(backbone, path, strict=strict)
+        for stage in backbone.stages:
+            stage.blocks_behind_tap = 0  # a model built from a YAML, as by every training, has the authors' taps
+        return report
     except UltralyticsCheckpointError:
         state = _backbone_of(_read_ultralytics_checkpoint(path), str(path)).float().state_dict()
         return engine.load_tensors(backbone, state, source=f"the backbone in {path}", strict=strict)

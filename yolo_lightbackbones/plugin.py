@@ -41,10 +41,10 @@ def register() -> None:
     Raises:
         ModuleNotFoundError: if Ultralytics is not installed.
     """
+    tasks = importlib.import_module("ultralytics.nn.tasks")  # with the autoload active, this import registers already
+    checks = importlib.import_module("ultralytics.utils.checks")
     if _undo:
         return
-    tasks = importlib.import_module("ultralytics.nn.tasks")
-    checks = importlib.import_module("ultralytics.utils.checks")
     if missing := _missing_seams(tasks, checks):
         warnings.warn(
             f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "

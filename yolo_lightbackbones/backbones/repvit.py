@@ -7,7 +7,7 @@ this is our own code.
 Deviations, none of which changes an output:
 - stages are explicit, where the authors keep one flat list of blocks: a block of theirs that changes the size is the
   `downsample` of the stage it leads to. timm ends a stage one block earlier, so that its features P2 to P4 are other
-  ones than the authors' (and ours) with the same weights;
+  ones than the authors' with the same weights. Ours are the authors', and timm's after loading a file in its layout;
 - squeeze-and-excitation is a module of our own instead of timm's;
 - stochastic depth, which the authors do not use, can be asked for on the channel mixers.
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.backbone import Backbone, Stage
 from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
@@ -82,6 +82,9 @@ def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bo
     Reads `.pth`, `.pt` and `.safetensors`, never running code from the file. Values are converted to the backbone's
     dtype; for images of other than 3 channels the first convolution is adapted. Nothing is changed when it raises.
 
+    The taps become those of the implementation that the file is from: timm takes RepViT's P2 to P4 one block earlier
+    than the authors do, and a file in timm's layout gives timm's feature maps.
+
     Args:
         backbone: an unfused backbone, whose parameters and buffers are overwritten.
         path: the file.
@@ -125,6 +128,10 @@ def load_tensors(
     with torch.no_grad():
         for key, tensor in plan.copies.items():
             target[key].copy_(tensor)
+    for stage in backbone.stages:
+        assert isinstance(stage, Stage)
+        is_last = stage.reduction == backbone.size_divisibility
+        stage.blocks_behind_tap = 0 if is_last else plan.layout.blocks_behind_tap
     wrongly_shaped = [ours for ours, _ in plan.misfits.values()]
     return LoadReport(
         layout=plan.layout.name,

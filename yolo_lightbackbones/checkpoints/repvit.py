@@ -104,6 +104,7 @@ OFFICIAL = Layout(
 
 TIMM = Layout(
     "timm",
+    blocks_behind_tap=1,
     sections=_timm_sections,
     rules=(
         *(

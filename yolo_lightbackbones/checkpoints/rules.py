@@ -60,12 +60,15 @@ class Layout:
         sections: where the sections of a file live here.
         prefix: what all keys of the backbone start with. Keys without it belong to the rest of a larger model and are
             dropped.
+        blocks_behind_tap: how many blocks of a stage, but for the last stage, this implementation counts to the
+            downsampling behind it: its feature maps are taken before them.
     """
 
     name: str
     rules: tuple[Rule, ...] = ()
     sections: Sections = no_sections
     prefix: str = ""
+    blocks_behind_tap: int = 0
 
 
 OURS = Layout("yolo_lightbackbones")
