@@ -30,14 +30,15 @@ SHOWN = 6  # pictures of the val split, two rows of three
 
 # What a short run on two CPU cores asks for, and no advice for long ones.
 TRAINING = {
-    "epochs": 8,
+    "epochs": 7,
     "batch": 8,
     "nbs": 8,  # update after each batch; by default Ultralytics collects the gradients of 64 images first
     "optimizer": "AdamW",
-    "lr0": 0.0015,
+    "lr0": 0.0025,
     "warmup_epochs": 1,
     "warmup_bias_lr": 0,
-    "mosaic": 0,  # pays off in long runs only
+    "mosaic": 0,  # strong augmentation pays off in long runs only
+    "scale": 0.2,
     "fliplr": 0,  # a mirrored digit is not a digit
     "workers": 1,
     "amp": False,  # on a GPU, its self-test would download a model

@@ -59,7 +59,7 @@ def test_block_by_hand() -> None:
     block = Conv2FormerBlock(4, kernel_size=5, mlp_ratio=2).double().eval()
     randomise(block)
     x = torch.randn(2, 4, 6, 7, dtype=torch.float64)
-    state = block.state_dict()
+    state: dict[str, Tensor] = dict(block.state_dict())
 
     def conv(name: str, value: Tensor) -> Tensor:
         """1x1, or depthwise with zeros around the map."""

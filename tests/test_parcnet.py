@@ -182,7 +182,7 @@ def test_mlp_and_attention_by_hand() -> None:
     block = nn.Sequential(Mlp(32, 64, dropout=0.1), ChannelAttention(32)).double().eval()
     randomise(block)
     x = torch.randn(2, 32, 3, 4, dtype=torch.float64) * 4  # beyond where Hardswish and Hardsigmoid bend
-    state = block.state_dict()
+    state: dict[str, Tensor] = dict(block.state_dict())
 
     def conv(name: str, value: Tensor) -> Tensor:
         out: Tensor = torch.einsum("oi,bihw->bohw", state[f"{name}.weight"][:, :, 0, 0], value)
