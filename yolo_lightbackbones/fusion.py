@@ -11,6 +11,7 @@ the unfused one as float32 allows.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -59,6 +60,12 @@ class SizeBound(nn.Module):
 
     any_size = False
     """Whether what is recorded of it must hold for any size. Set by `record_any_size`."""
+
+    def shape_of(self, x: Tensor) -> Sequence[int]:
+        """The shape of `x`; constant in a trace for one size, since NCNN takes no computed shapes."""
+        if self.any_size or not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return x.shape
+        return [int(side) for side in x.shape]
 
 
 def record_any_size(module: nn.Module, any_size: bool = True) -> None:
@@ -117,6 +124,22 @@ def batchnorm_to_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
         "bias": nn.Parameter(shift.to(norm.running_mean), requires_grad=False),
     }
     return conv
+
+
+def transposed_to_shuffle(conv: nn.ConvTranspose2d) -> nn.Sequential:
+    """A depthwise transposed convolution with kernel = stride = r as a 1x1 convolution and a pixel shuffle by r."""
+    (rate, other), dim = conv.stride, conv.in_channels
+    depthwise = conv.groups == conv.in_channels == conv.out_channels
+    if not (depthwise and rate == other and conv.kernel_size == conv.stride and conv.padding == (0, 0)):
+        raise ValueError(f"Only a depthwise transposed convolution without overlap is a pixel shuffle, unlike {conv}.")
+    with torch.device("meta"):
+        pointwise = nn.Conv2d(dim, dim * rate**2, 1, groups=dim, bias=conv.bias is not None)
+    # One output channel per place in the window, in the order of a pixel shuffle: rows, then columns.
+    weight = conv.weight.detach().reshape(dim * rate**2, 1, 1, 1)
+    pointwise.weight = nn.Parameter(weight, requires_grad=False)
+    if conv.bias is not None:
+        pointwise.bias = nn.Parameter(conv.bias.detach().repeat_interleave(rate**2), requires_grad=False)
+    return nn.Sequential(pointwise, nn.PixelShuffle(rate))
 
 
 def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """Installs the backbones on Ultralytics. The only module of the library that knows it.
 
-Three seams, each the smallest there is, each checked for before it is touched:
+Four seams, each the smallest there is, each checked for before it is touched:
 
 1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
 3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
+4. Its callback `on_export_start`: our modules learn whether an export has to hold for any size (`dynamic=True`).
 
 Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
 """
@@ -43,9 +44,10 @@ def register() -> None:
     """
     tasks = importlib.import_module("ultralytics.nn.tasks")  # with the autoload active, this import registers already
     checks = importlib.import_module("ultralytics.utils.checks")
+    callbacks = importlib.import_module("ultralytics.utils.callbacks.base")
     if _undo:
         return
-    if missing := _missing_seams(tasks, checks):
+    if missing := _missing_seams(tasks, checks, callbacks):
         warnings.warn(
             f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
             f"Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
@@ -57,6 +59,9 @@ def register() -> None:
     _replace_function(checks.check_file, _check_file(checks.check_file))
     _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
     _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
+    export_callbacks = callbacks.default_callbacks["on_export_start"]
+    export_callbacks.append(_on_export_start)
+    _undo.append(functools.partial(export_callbacks.remove, _on_export_start))
 
 
 def unregister() -> None:
@@ -123,10 +128,15 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
     return check_file
 
 
+def _on_export_start(exporter: Any) -> None:
+    """Runs when the model is fused and nothing is written yet."""
+    fusion.record_any_size(exporter.model, bool(exporter.args.dynamic))
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _missing_seams(tasks: ModuleType, checks: ModuleType) -> list[str]:
+def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType) -> list[str]:
     """What the plugin needs of Ultralytics and does not find."""
     model = getattr(tasks, "BaseModel", None)
     needs = [
@@ -144,6 +154,8 @@ def _missing_seams(tasks: ModuleType, checks: ModuleType) -> list[str]:
             missing.append(f"{label} is gone")
         elif list(inspect.signature(found).parameters)[: len(arguments)] != arguments:
             missing.append(f"{label}{inspect.signature(found)} does not start with ({', '.join(arguments)})")
+    if not isinstance(getattr(callbacks, "default_callbacks", {}).get("on_export_start"), list):
+        missing.append("ultralytics.utils.callbacks.base.default_callbacks has no 'on_export_start'")
     clashes = [name for name in (*registry.families(), rows.TAP) if hasattr(tasks, name)]
     return missing + [f"ultralytics.nn.tasks has a {name} of its own" for name in clashes]
 

@@ -130,20 +130,29 @@ class LocalAggregation(fusion.Fusible):
         return self
 
 
-class LocalPropagation(nn.Module):
-    """Spreads each sampled token over its window, then LayerNorm: (B, dim, H / r, W / r) -> (B, dim, H, W)."""
+class LocalPropagation(fusion.Fusible):
+    """Spreads each sampled token over its window, then LayerNorm: (B, dim, H / r, W / r) -> (B, dim, H, W).
+
+    A depthwise transposed convolution whose kernels do not overlap is a 1x1 convolution to r * r times the channels and
+    a pixel shuffle; not every runtime has grouped transposed convolutions.
+    """
 
     def __init__(self, dim: int, sampling_rate: int) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(dim, dim, sampling_rate, stride=sampling_rate, groups=dim)
+        self.conv: nn.Module = nn.ConvTranspose2d(dim, dim, sampling_rate, stride=sampling_rate, groups=dim)
         self.norm = LayerNorm2d(dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.conv(x))
         return out
 
+    def fold(self) -> LocalPropagation:
+        assert isinstance(self.conv, nn.ConvTranspose2d)
+        self.conv = fusion.transposed_to_shuffle(self.conv)
+        return self
 
-class SparseAttention(fusion.Fusible):
+
+class SparseAttention(fusion.Fusible, fusion.SizeBound):
     """Norm, multi-head attention among every r-th token in each direction, and back to all of them.
 
     (B, dim, H, W) -> the same; with r = 1 it is plain global attention (paper, section 3.2, "global sparse attention").
@@ -163,7 +172,7 @@ class SparseAttention(fusion.Fusible):
     def forward(self, x: Tensor) -> Tensor:
         if self.sampling_rate > 1:
             x = F.avg_pool2d(x, 1, self.sampling_rate)  # the top left token of each window; exports everywhere
-        batch, dim, height, width = x.shape
+        batch, dim, height, width = self.shape_of(x)
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
         qkv = self.qkv(self.norm(tokens)).view(batch, height * width, 3, dim // self.head_dim, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
