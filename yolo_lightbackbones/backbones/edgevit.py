@@ -174,8 +174,10 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
             x = F.avg_pool2d(x, 1, self.sampling_rate)  # the top left token of each window; exports everywhere
         batch, dim, height, width = self.shape_of(x)
         tokens = x.flatten(2).transpose(1, 2)  # (B, N, C)
-        qkv = self.qkv(self.norm(tokens)).view(batch, height * width, 3, dim // self.head_dim, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
+        q, k, v = (
+            part.reshape(batch, height * width, dim // self.head_dim, self.head_dim).transpose(1, 2)
+            for part in self.qkv(self.norm(tokens)).chunk(3, dim=2)
+        )  # (B, heads, N, head_dim) each; in three tensors because NCNN has no five dimensions
         x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         x = x.transpose(2, 3).reshape(batch, dim, height, width)
         out: Tensor = self.proj(self.propagation(x))

@@ -239,7 +239,8 @@ class _FixedConv:
     def __call__(self, x: Tensor) -> Tensor:
         length = self.kernel.shape[self.axis]
         if fusion.is_recording() and length < RECORD_MATRIX_FROM:
-            x = torch.cat((x, x.narrow(self.axis, 0, length - 1)), self.axis)
+            start = x[:, :, : length - 1] if self.axis == 2 else x[:, :, :, : length - 1]
+            x = torch.cat((x, start), self.axis)
             x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
         else:
             x = torch.matmul(self.matrix, x) if self.axis == 2 else torch.matmul(x, self.matrix)

@@ -1,0 +1,229 @@
+"""Every family in the edge formats that install anywhere: the exported file gives the outputs of the checkpoint.
+
+The command exports, as a user would; the runtimes are called directly. Slower formats: `make export-matrix`.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from ultralytics import YOLO
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
+SIZE = (96, 64)  # height, width
+OTHER_SIZES = [(64, 96), (128, 160), (32, 64)]
+
+Runtime = Callable[[Path, np.ndarray], np.ndarray]
+"""Runs a file on an image (1, 3, H, W), float32, and gives the network's output (1, 4 + classes, N)."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector whose output depends on its image, as a trained one's does.
+
+    A fresh one's does not: the signal fades in norms that have seen nothing, layer scales start at 1e-6, and class
+    scores start at nearly 0.
+    """
+    torch.manual_seed(0)
+    detector = YOLO(f"yolov5n_{request.param}.yaml")
+    model = detector.model.train()
+    for name, parameter in model.named_parameters():
+        if "layer_scale" in name:
+            nn.init.uniform_(parameter, 0.1, 0.5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    with torch.no_grad():
+        for branch in (*model.model[-1].cv2, *model.model[-1].cv3):
+            branch[-1].weight.mul_(3)
+            branch[-1].bias.zero_()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.5
+        for _ in range(6):
+            model(torch.rand(4, 3, 128, 128))
+    model.eval()
+    path = tmp_path_factory.mktemp(request.param) / f"{request.param}.pt"
+    detector.save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNN's converter runs `pip install` through the shell: here it finds one that does nothing."""
+    stub = tmp_path / "bin" / "pip"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\nexit 0\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.fixture
+def _quiet_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """pnnx writes pages of its passes through the process's own stdout."""
+    sys.stdout.flush()
+    saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    yield
+    os.dup2(saved, 1)
+    os.close(saved)
+    os.close(null)
+
+
+def image(height: int, width: int) -> Tensor:
+    """Blobs and noise, so that neighbours resemble each other as in a photograph."""
+    generator = torch.Generator().manual_seed(height * width)
+    coarse = torch.rand(1, 3, height // 16, width // 16, generator=generator)
+    smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return (0.8 * smooth + 0.2 * torch.rand(1, 3, height, width, generator=generator)).clamp(0, 1)
+
+
+def expected(checkpoint: Path, x: Tensor) -> Tensor:
+    """The output of the unfused checkpoint in PyTorch."""
+    with torch.no_grad():
+        out: Tensor = YOLO(checkpoint).model.float().eval()(x)[0]
+    return out
+
+
+def export(checkpoint: Path, folder: Path, **options: Any) -> Path:
+    copied = folder / checkpoint.name
+    copied.write_bytes(checkpoint.read_bytes())
+    return Path(YOLO(copied).export(imgsz=list(SIZE), verbose=False, **options))
+
+
+def check(checkpoint: Path, seen: np.ndarray, x: Tensor, pixels: float = 0.01, score: float = 1e-4) -> None:
+    """Boxes within `pixels`, class scores within `score`; and the scores do say something."""
+    want = expected(checkpoint, x)
+    got = torch.from_numpy(np.ascontiguousarray(seen)).float()
+    assert want[:, 4:].std() > 0.01, "a detector whose scores are all alike would prove nothing"
+    torch.testing.assert_close(got[:, :4], want[:, :4], rtol=0, atol=pixels)
+    torch.testing.assert_close(got[:, 4:], want[:, 4:], rtol=0, atol=score)
+
+
+def run_torchscript(file: Path, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        out = torch.jit.load(str(file))(torch.from_numpy(x))
+    return (out[0] if isinstance(out, tuple | list) else out).numpy()
+
+
+def run_onnxruntime(file: Path, x: np.ndarray) -> np.ndarray:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    first = session.get_inputs()[0]
+    x = x.astype(np.float16) if first.type == "tensor(float16)" else x
+    return np.asarray(session.run(None, {first.name: x})[0])
+
+
+def run_opencv(file: Path, x: np.ndarray) -> np.ndarray:
+    import cv2
+
+    net = cv2.dnn.readNetFromONNX(str(file))
+    net.setInput(x)
+    return np.asarray(net.forward())
+
+
+def run_openvino(file: Path, x: np.ndarray) -> np.ndarray:
+    openvino = pytest.importorskip("openvino")
+    # CPUs with bfloat16 use it unasked, and boxes are then off by more than a pixel.
+    model = openvino.Core().compile_model(next(file.glob("*.xml")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.asarray(model(x)[0])
+
+
+def run_ncnn(file: Path, x: np.ndarray) -> np.ndarray:
+    ncnn = pytest.importorskip("ncnn")
+    net = ncnn.Net()
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    assert net.load_param(str(file / "model.ncnn.param")) == 0
+    assert net.load_model(str(file / "model.ncnn.bin")) == 0
+    extractor = net.create_extractor()
+    extractor.input(net.input_names()[0], ncnn.Mat(x[0]))
+    return np.array(extractor.extract(net.output_names()[0])[1])[None]
+
+
+def run_mnn(file: Path, x: np.ndarray) -> np.ndarray:
+    mnn = pytest.importorskip("MNN")
+    manager = mnn.nn.create_runtime_manager(({"precision": "high", "backend": "CPU", "numThread": 1},))
+    net = mnn.nn.load_module_from_file(str(file), [], [], runtime_manager=manager, rearrange=True)
+    (out,) = net.onForward([mnn.expr.const(np.ascontiguousarray(x).ctypes.data, list(x.shape))])
+    return np.array(out.read())
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "run"),
+    [
+        ("torchscript", "torch", run_torchscript),
+        ("onnx", "onnx", run_onnxruntime),
+        ("onnx", "onnx", run_opencv),
+        ("openvino", "openvino", run_openvino),
+        ("ncnn", "pnnx", run_ncnn),
+        ("mnn", "MNN", run_mnn),
+    ],
+    ids=["torchscript", "onnx", "onnx-opencv", "openvino", "ncnn", "mnn"],
+)
+@pytest.mark.usefixtures("_quiet_stdout")
+def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+    pytest.importorskip(package)
+    file = export(checkpoint, tmp_path, format=format)
+    x = image(*SIZE)
+    check(checkpoint, run(file, x.numpy()), x, pixels=0.05 if format == "mnn" else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "run"),
+    [
+        ("torchscript", "torch", run_torchscript),
+        ("onnx", "onnx", run_onnxruntime),
+        ("openvino", "openvino", run_openvino),
+    ],
+    ids=["torchscript", "onnx", "openvino"],
+)
+def test_any_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+    """`dynamic=True` holds at three sizes that the export has never seen."""
+    pytest.importorskip(package)
+    file = export(checkpoint, tmp_path, format=format, dynamic=True)
+    for size in (SIZE, *OTHER_SIZES):
+        x = image(*size)
+        check(checkpoint, run(file, x.numpy()), x)
+
+
+def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    file = export(checkpoint, tmp_path, format="onnx", quantize=16)
+    weights = [w for w in onnx.load(file).graph.initializer if len(w.dims) == 4]
+    assert len(weights) > 20
+    assert {w.data_type for w in weights} == {onnx.TensorProto.FLOAT16}
+    x = image(*SIZE)
+    check(checkpoint, run_onnxruntime(file, x.numpy()), x, pixels=0.5, score=0.02)
+
+
+def test_a_fused_a_training_and_a_plain_model_export_the_same(checkpoint: Path, tmp_path: Path) -> None:
+    x = image(*SIZE)
+    outputs = []
+    for state in ("plain", "fused", "training"):
+        detector = YOLO(checkpoint)
+        before = copy.deepcopy(detector.model.state_dict())
+        if state == "fused":
+            detector.fuse()
+        elif state == "training":
+            detector.model.train()
+        (tmp_path / state).mkdir()
+        detector.model.pt_path = str(tmp_path / state / "model.pt")
+        file = Path(detector.export(format="torchscript", imgsz=list(SIZE), verbose=False))
+        outputs.append(run_torchscript(file, x.numpy()))
+        if state == "plain":
+            after = detector.model.state_dict()
+            assert all(torch.equal(before[key], after[key]) for key in before), "exporting leaves the model as it was"
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], rtol=0, atol=1e-3)
