@@ -44,7 +44,9 @@ class TestConv2Former(FamilyContract):
 
     def test_folding_leaves_no_affine_terms_and_no_layer_scales(self) -> None:
         fused = fusion.fuse(self.build())
-        assert all(m.weight is None for m in fused.modules() if isinstance(m, nn.LayerNorm))
+        norms = [m for m in fused.modules() if isinstance(m, nn.LayerNorm)]
+        assert norms
+        assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
         assert not [name for name, _ in fused.named_parameters() if "layer_scale" in name]
 
     def test_starts_as_drawn_by_the_authors(self) -> None:

@@ -143,10 +143,15 @@ def transposed_to_shuffle(conv: nn.ConvTranspose2d) -> nn.Sequential:
 
 
 def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it; the norm is left without them."""
+    """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it; ones and zeros are left in it.
+
+    Not None: exporters write ones and zeros for it anyway, and x2paddle fails on a norm that has none.
+    """
     scale, shift = norm.weight, norm.bias
-    norm.elementwise_affine = False
-    norm._parameters = {"weight": None, "bias": None}
+    norm._parameters = {
+        "weight": nn.Parameter(torch.ones_like(scale), requires_grad=False),
+        "bias": nn.Parameter(torch.zeros_like(shift), requires_grad=False),
+    }
     return scale, shift
 
 

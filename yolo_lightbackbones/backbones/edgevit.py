@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -178,10 +179,18 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
             part.reshape(batch, height * width, dim // self.head_dim, self.head_dim).transpose(1, 2)
             for part in self.qkv(self.norm(tokens)).chunk(3, dim=2)
         )  # (B, heads, N, head_dim) each; in three tensors because NCNN has no five dimensions
-        x = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        x = self._attend(q, k, v)
         x = x.transpose(2, 3).reshape(batch, dim, height, width)
         out: Tensor = self.proj(self.propagation(x))
         return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of (B, heads, N, head_dim) each."""
+        if not fusion.is_recording():
+            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        # Written out, since x2paddle takes no scale but the default, and other exporters multiply by it for nothing.
+        q = q if self.scale == 1 else q * self.scale
+        return torch.matmul(torch.matmul(q, k.transpose(2, 3)).softmax(3), v)
 
     def fold(self) -> SparseAttention:
         self.qkv = fusion.scale_inputs(self.qkv, *fusion.take_affine(self.norm))
