@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 
 export YOLO_AUTOINSTALL := false # Ultralytics otherwise installs packages in the middle of a run
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench export-matrix clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 setup: $(READY) ## Make the environment in .venv
 
@@ -37,5 +37,9 @@ format: $(READY) ## Format the code and mend what ruff can mend
 bench: $(READY) ## Speed and memory, as ratios of interleaved runs
 	$(BIN)/python benchmarks/autoload.py
 
+export-matrix: $(READY) ## Every family in every edge format, with errors and speed, into docs/exports.md
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet executorch coremltools
+	$(BIN)/python benchmarks/exports.py
+
 clean: ## Remove the environment and everything that runs left behind
-	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .export runs dist build .mypy_cache .ruff_cache .pytest_cache

@@ -32,12 +32,16 @@ class TestEdgeViT(FamilyContract):
                 assert module.eps == (1e-6 if before_a_branch else 1e-5), name
 
     def test_folding_leaves_no_scale_in_attention(self) -> None:
-        fused = fusion.fuse(self.build())
+        plain = self.build()
+        for module in plain.modules():
+            if isinstance(module, nn.LayerNorm):
+                nn.init.constant_(module.weight, 2.0)
+        fused = fusion.fuse(plain)
         blocks = [module for module in fused.modules() if isinstance(module, SparseAttention)]
         assert len(blocks) == 7
         assert all(block.scale == 1 and (block.norm.weight == 1).all() for block in blocks)
         # the norms of patch embeddings stay: position encodings with zero borders follow them
-        assert sum(isinstance(m, nn.LayerNorm) and m.weight is not None for m in fused.modules()) == 4
+        assert sum(isinstance(m, nn.LayerNorm) and bool((m.weight == 2).all()) for m in fused.modules()) == 4
 
 
 @pytest.mark.parametrize(
