@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "yolo_lightbackbones"
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 MAY_IMPORT_ULTRALYTICS = {Path("plugin.py"), Path("cli.py")}
-BACKBONES_MAY_IMPORT = {"backbone", "fusion", "layers"}
+BACKBONES_MAY_IMPORT = {"backbone", "circular", "fusion", "layers"}
 
 
 def imports(module: Path) -> Iterator[str]:

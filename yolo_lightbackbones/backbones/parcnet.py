@@ -19,7 +19,6 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +26,16 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.backbone import Backbone, InputConvention, Stage, drop_path_rates
+from yolo_lightbackbones.circular import (
+    Axis,
+    FixedConv,
+    circulant,
+    circular_conv,
+    resize,
+    symbolic_circular_conv,
+    symbolic_resize,
+)
 from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath
-
-Axis = Literal[2, 3]
-"""Along the height (2) or the width (3) of (B, C, H, W)."""
-
-RECORD_MATRIX_FROM = 64
-"""Length of a map from which on exporters record a circular convolution as a matrix product.
-
-A matrix is as many times larger than the kernel as the map is long. In ONNX Runtime (2 CPU cores, one image) it took
-half the time on maps of 80x80 and the same on smaller ones; in PyTorch it is faster at every size.
-"""
 
 
 @dataclass(frozen=True)
@@ -140,24 +138,6 @@ class Stem(nn.Module):
         return out
 
 
-def _resize(weight: Tensor, axis: Axis, length: int) -> Tensor:
-    """A learned kernel or embedding, 1 long in every direction but its axis, interpolated to `length` along it."""
-    size = [length, 1] if axis == 2 else [1, length]
-    return F.interpolate(weight, size, mode="bilinear", align_corners=True)
-
-
-def _circulant(kernel: Tensor) -> Tensor:
-    """Kernels as long as the map, L, as matrices (C, L, L): `matrix[c, i, j] = kernel[c, (j - i) mod L]`."""
-    rows = kernel.flatten(1)  # (C, L)
-    windows = torch.cat((rows, rows), 1).unfold(1, rows.shape[1], 1)  # (C, L + 1, L): shifted left by 0..L
-    return windows[:, 1:].flip(1)
-
-
-def _circular_conv(x: Tensor, kernel: Tensor, axis: Axis) -> Tensor:
-    """Per channel, `y[i] = sum over j of kernel[j] * x[(i + j) mod L]` along the axis: (B, C, H, W) -> the same."""
-    return torch.einsum("cij,bcjw->bciw" if axis == 2 else "cij,bchj->bchi", _circulant(kernel), x)
-
-
 class CircularConv(nn.Module):
     """Global circular convolution along one axis, depthwise (paper, section 3.1): (B, dim, H, W) -> the same.
 
@@ -171,7 +151,7 @@ class CircularConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # what a convolution of this shape starts with
 
     def forward(self, x: Tensor) -> Tensor:
-        return _circular_conv(x, _resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
+        return circular_conv(x, resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
@@ -190,7 +170,7 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + _resize(self.weight, self.axis, int(x.shape[self.axis]))
+        return x + resize(self.weight, self.axis, int(x.shape[self.axis]))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
@@ -227,26 +207,6 @@ class ParCBranch(fusion.Fusible):
         return FoldedParCBranch(self)
 
 
-@dataclass(frozen=True)
-class _FixedConv:
-    """A circular convolution on maps of one size, in the two forms that it can take, and what is added behind it."""
-
-    axis: Axis
-    kernel: Tensor  # (C, 1, L, 1) or (C, 1, 1, L)
-    matrix: Tensor  # (C, L, L): multiplied from the left along the height, from the right along the width
-    offset: Tensor | None  # (1, C, 1, 1), or as long as the map along one axis
-
-    def __call__(self, x: Tensor) -> Tensor:
-        length = self.kernel.shape[self.axis]
-        if fusion.is_recording() and length < RECORD_MATRIX_FROM:
-            start = x[:, :, : length - 1] if self.axis == 2 else x[:, :, :, : length - 1]
-            x = torch.cat((x, start), self.axis)
-            x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
-        else:
-            x = torch.matmul(self.matrix, x) if self.axis == 2 else torch.matmul(x, self.matrix)
-        return x if self.offset is None else x + self.offset
-
-
 class FoldedParCBranch(fusion.SizeBound):
     """A `ParCBranch` for inference, two circular convolutions and what is added: (B, dim, H, W) -> the same.
 
@@ -272,7 +232,7 @@ class FoldedParCBranch(fusion.SizeBound):
             self.shift2 = None
         # of the first convolution's input: as long as the kernels along its axis, or constant
         self.shift1 = nn.Parameter(shift.to(self.kernel1))
-        self._known: tuple[object, tuple[_FixedConv, _FixedConv]] | None = None
+        self._known: tuple[object, tuple[FixedConv, FixedConv]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.any_size and fusion.is_recording():
@@ -282,13 +242,13 @@ class FoldedParCBranch(fusion.SizeBound):
 
     def _symbolic_branch(self, x: Tensor) -> Tensor:
         """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
-        x = x * self.scale1 + _symbolic_resize(self.shift1, self.axes[0], x)
-        x = _symbolic_circular_conv(x, self.kernel1, self.axes[0])
+        x = x * self.scale1 + symbolic_resize(self.shift1, self.axes[0], x)
+        x = symbolic_circular_conv(x, self.kernel1, self.axes[0])
         if self.shift2 is not None:
-            x = x + _symbolic_resize(self.shift2, self.axes[1], x)
-        return _symbolic_circular_conv(x, self.kernel2, self.axes[1])
+            x = x + symbolic_resize(self.shift2, self.axes[1], x)
+        return symbolic_circular_conv(x, self.kernel2, self.axes[1])
 
-    def _convs(self, height: int, width: int) -> tuple[_FixedConv, _FixedConv]:
+    def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
         """The convolutions for maps of this size, computed once for each new size."""
         wanted = (height, width, self.kernel1.dtype, self.kernel1.device)
         if self._known is not None and self._known[0] == wanted:
@@ -304,43 +264,25 @@ class FoldedParCBranch(fusion.SizeBound):
         self._known = wanted, convs
         return convs
 
-    def _compute_convs(self, height: int, width: int) -> tuple[_FixedConv, _FixedConv]:
+    def _compute_convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
         sizes = {2: height, 3: width}
         axis1, axis2 = self.axes
-        kernel1 = _resize(fusion.exact(self.kernel1), axis1, sizes[axis1])
-        kernel2 = _resize(fusion.exact(self.kernel2), axis2, sizes[axis2])
+        kernel1 = resize(fusion.exact(self.kernel1), axis1, sizes[axis1])
+        kernel2 = resize(fusion.exact(self.kernel2), axis2, sizes[axis2])
         offset1 = None
         if self.shift2 is None:  # a constant is multiplied by the sum of a kernel; it goes through both of them
             offset2 = fusion.exact(self.shift1) * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
         else:
-            offset1 = _circular_conv(_resize(fusion.exact(self.shift1), axis1, sizes[axis1]), kernel1, axis1)
-            offset2 = _circular_conv(_resize(fusion.exact(self.shift2), axis2, sizes[axis2]), kernel2, axis2)
+            offset1 = circular_conv(resize(fusion.exact(self.shift1), axis1, sizes[axis1]), kernel1, axis1)
+            offset2 = circular_conv(resize(fusion.exact(self.shift2), axis2, sizes[axis2]), kernel2, axis2)
         kernel1 = kernel1 * fusion.exact(self.scale1).view(-1, 1, 1, 1)
         convs = []
         for axis, kernel, offset in ((axis1, kernel1, offset1), (axis2, kernel2, offset2)):
-            matrix = _circulant(kernel).to(self.kernel1)
+            matrix = circulant(kernel).to(self.kernel1)
             matrix = (matrix if axis == 2 else matrix.transpose(1, 2)).contiguous()
             added = None if offset is None else offset.to(self.kernel1)
-            convs.append(_FixedConv(axis, kernel.to(self.kernel1), matrix, added))
+            convs.append(FixedConv(axis, kernel.to(self.kernel1), matrix, added))
         return convs[0], convs[1]
-
-
-def _symbolic_resize(weight: Tensor, axis: Axis, x: Tensor) -> Tensor:
-    """`_resize` to the length of `x` as a matrix product, since exporters want interpolation to a known size."""
-    places = torch.arange(x.shape[axis], device=x.device)
-    places = places / places[-1:].clamp(min=1) * (weight.shape[axis] - 1)  # of the new entries among the old ones
-    distances = places[:, None] - torch.arange(weight.shape[axis], device=x.device)
-    shares = (1 - distances.abs()).clamp(min=0).to(weight.dtype)  # (new length, old length)
-    return torch.matmul(shares, weight) if axis == 2 else torch.matmul(weight, shares.t())
-
-
-def _symbolic_circular_conv(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
-    """Resize the kernel to the map, and convolve it: (B, C, H, W) -> the same."""
-    rows = _symbolic_resize(weight, axis, x).flatten(1)  # (C, L)
-    places = torch.arange(x.shape[axis], device=x.device)
-    shifts = places[None] - places[:, None] + x.shape[axis]  # j - i at [i, j], into the kernel written twice
-    matrix = torch.cat((rows, rows), 1)[:, shifts if axis == 2 else shifts.t()]  # (C, L, L)
-    return torch.matmul(matrix, x) if axis == 2 else torch.matmul(x, matrix)
 
 
 class PooledBatchNorm2d(BatchNorm2d):

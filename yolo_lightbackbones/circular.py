@@ -1,0 +1,83 @@
+"""Circular convolution along the rows or columns of a map, with kernels resized to it; for ParC-Net and its hybrids.
+
+Along an axis of length L: `y[i] = sum over j of kernel[j] * x[(i + j) mod L]`, per channel (ParC-Net, arXiv 2203.03952,
+section 3.1). A learned kernel or position embedding is 1 long in every direction but its axis, and is resized to the
+map, bilinear, with aligned corners.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolo_lightbackbones import fusion
+
+Axis = Literal[2, 3]
+"""Along the height (2) or the width (3) of (B, C, H, W)."""
+
+RECORD_MATRIX_FROM = 64
+"""Length of a map from which on exporters record a circular convolution as a matrix product.
+
+A matrix is as many times larger than the kernel as the map is long. In ONNX Runtime (2 CPU cores, one image) it took
+half the time on maps of 80x80 and the same on smaller ones; in PyTorch it is faster at every size.
+"""
+
+
+def resize(weight: Tensor, axis: Axis, length: int) -> Tensor:
+    """A learned kernel or embedding, 1 long in every direction but its axis, interpolated to `length` along it."""
+    size = [length, 1] if axis == 2 else [1, length]
+    return F.interpolate(weight, size, mode="bilinear", align_corners=True)
+
+
+def circulant(kernel: Tensor) -> Tensor:
+    """Kernels as long as the map, L, as matrices (C, L, L): `matrix[c, i, j] = kernel[c, (j - i) mod L]`."""
+    rows = kernel.flatten(1)  # (C, L)
+    windows = torch.cat((rows, rows), 1).unfold(1, rows.shape[1], 1)  # (C, L + 1, L): shifted left by 0..L
+    return windows[:, 1:].flip(1)
+
+
+def circular_conv(x: Tensor, kernel: Tensor, axis: Axis) -> Tensor:
+    """Per channel, `y[i] = sum over j of kernel[j] * x[(i + j) mod L]` along the axis: (B, C, H, W) -> the same."""
+    return torch.einsum("cij,bcjw->bciw" if axis == 2 else "cij,bchj->bchi", circulant(kernel), x)
+
+
+@dataclass(frozen=True)
+class FixedConv:
+    """A circular convolution on maps of one size, in the two forms that it can take, and what is added behind it."""
+
+    axis: Axis
+    kernel: Tensor  # (C, 1, L, 1) or (C, 1, 1, L)
+    matrix: Tensor  # (C, L, L): multiplied from the left along the height, from the right along the width
+    offset: Tensor | None  # (1, C, 1, 1), or as long as the map along one axis
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = self.kernel.shape[self.axis]
+        if fusion.is_recording() and length < RECORD_MATRIX_FROM:
+            start = x[:, :, : length - 1] if self.axis == 2 else x[:, :, :, : length - 1]
+            x = torch.cat((x, start), self.axis)
+            x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
+        else:
+            x = torch.matmul(self.matrix, x) if self.axis == 2 else torch.matmul(x, self.matrix)
+        return x if self.offset is None else x + self.offset
+
+
+def symbolic_resize(weight: Tensor, axis: Axis, x: Tensor) -> Tensor:
+    """`resize` to the length of `x` as a matrix product, since exporters want interpolation to a known size."""
+    places = torch.arange(x.shape[axis], device=x.device)
+    places = places / places[-1:].clamp(min=1) * (weight.shape[axis] - 1)  # of the new entries among the old ones
+    distances = places[:, None] - torch.arange(weight.shape[axis], device=x.device)
+    shares = (1 - distances.abs()).clamp(min=0).to(weight.dtype)  # (new length, old length)
+    return torch.matmul(shares, weight) if axis == 2 else torch.matmul(weight, shares.t())
+
+
+def symbolic_circular_conv(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+    """Resize the kernel to the map, and convolve it: (B, C, H, W) -> the same."""
+    rows = symbolic_resize(weight, axis, x).flatten(1)  # (C, L)
+    places = torch.arange(x.shape[axis], device=x.device)
+    shifts = places[None] - places[:, None] + x.shape[axis]  # j - i at [i, j], into the kernel written twice
+    matrix = torch.cat((rows, rows), 1)[:, shifts if axis == 2 else shifts.t()]  # (C, L, L)
+    return torch.matmul(matrix, x) if axis == 2 else torch.matmul(x, matrix)
