@@ -156,6 +156,30 @@ def test_fuse_folds_our_modules_and_keeps_the_output(detector: Any) -> None:
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize(("format", "refused"), [("onnx", False), ("mnn", True)])
+def test_an_export_for_any_size_is_recorded_as_such_or_refused(format: str, refused: bool, detector: Any) -> None:
+    from types import SimpleNamespace
+
+    from ultralytics.utils.callbacks import default_callbacks
+
+    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__ == plugin.__name__)
+    attention = next(m for m in detector.modules() if isinstance(m, fusion.SizeBound))
+    exporter = SimpleNamespace(model=detector, args=SimpleNamespace(dynamic=True, format=format))
+    if refused:
+        with pytest.raises(
+            ValueError, match=r"dynamic=True is given for format=mnn.*only as torchscript, onnx, openvino"
+        ):
+            callback(exporter)
+    else:
+        callback(exporter)
+        assert attention.any_size
+    exporter.args.dynamic = False
+    callback(exporter)
+    assert not attention.any_size
+    exporter.args.dynamic, exporter.model = True, YOLO("yolov8n.yaml").model
+    callback(exporter)
+
+
 @pytest.mark.parametrize("name", ["yolov5_edgevit.yaml", "yolov5n_edgevit.yaml", "cfg/yolov5m_edgevit.yaml"])
 def test_our_yamls_are_found_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -68,6 +68,11 @@ class SizeBound(nn.Module):
         return [int(side) for side in x.shape]
 
 
+def is_size_bound(module: nn.Module) -> bool:
+    """Whether a recording of `module` holds for one size unless `record_any_size` says otherwise."""
+    return any(isinstance(child, SizeBound) for child in module.modules())
+
+
 def record_any_size(module: nn.Module, any_size: bool = True) -> None:
     """Have exporters record `module` for images of any size (slower where it is run), or again for the one they show.
 

@@ -30,6 +30,9 @@ TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases the test suite has run against."""
 
 
+ANY_SIZE_FORMATS = ("torchscript", "onnx", "openvino", "engine")
+"""Formats that `dynamic=True` was tested in, and TensorRT, whose engines are made from the ONNX file."""
+
 _undo: list[Callable[[], None]] = []
 """How to take each patch off again, in the order they were put on."""
 
@@ -129,8 +132,18 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_export_start(exporter: Any) -> None:
-    """Runs when the model is fused and nothing is written yet."""
-    fusion.record_any_size(exporter.model, bool(exporter.args.dynamic))
+    """Runs when the model is fused and nothing is written yet.
+
+    Raises:
+        ValueError: for `dynamic=True` in a format in which our modules have not been seen to follow the size.
+    """
+    dynamic, format = bool(exporter.args.dynamic), exporter.args.format
+    if dynamic and format not in ANY_SIZE_FORMATS and fusion.is_size_bound(exporter.model):
+        raise ValueError(
+            f"dynamic=True is given for format={format}, but the backbone of this model can be exported for any size "
+            f"only as {', '.join(ANY_SIZE_FORMATS)}. Leave dynamic out, and give the size you need: imgsz=height,width."
+        )
+    fusion.record_any_size(exporter.model, dynamic)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
