@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
+import types
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +24,8 @@ EDGE = Path(__file__).parents[1] / "examples" / "edge"
 IMGSZ = (96, 128)  # height, width: unequal, so that mixing them up shows
 # Height and width of pictures: enlarged and reduced, borders at the sides and above, even and odd ones.
 PICTURES = [(96, 128), (320, 320), (62, 203), (333, 100), (480, 641), (40, 50)]
+# ncnn's threads wait for one another at full speed; on a machine with other work that takes seconds for each picture.
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +69,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def end_to_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export("yolo26n.yaml", tmp_path_factory.mktemp("end_to_end"), nms=False)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of this package's own detectors."""
+    return export("yolov5n_edgevit.yaml", tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module")
@@ -187,20 +201,310 @@ def test_a_picture_without_objects(pictures: Path) -> None:
     np.testing.assert_array_equal(draw(image, found, Blind.info), image)
 
 
-def test_runs_without_torch_and_ultralytics(plain: Path, pictures: Path, tmp_path: Path) -> None:
-    unimportable = dict.fromkeys(("torch", "torchvision", "ultralytics", "onnx"))
+def run_without_torch(*args: object) -> str:
+    """What `detect.py` prints in a process where training's libraries cannot be imported."""
+    unimportable = dict.fromkeys(("torch", "torchvision", "ultralytics", "onnx", "yaml", "yolo_lightbackbones"))
     code = f"import sys; sys.path.insert(0, {str(EDGE)!r}); sys.modules.update({unimportable})"
     code += "; import detect; detect.main()"
-    command = [sys.executable, "-c", code, str(plain), str(pictures), "--out", str(tmp_path / "out")]
-    run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
-    assert run.returncode == 0, run.stderr
+    command = [sys.executable, "-c", code, *map(str, args)]
+    # As bytes first: runtimes greet in whatever encoding they like.
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **PATIENT}
+    run = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
+    assert run.returncode == 0, run.stderr.decode(errors="replace")
+    return run.stdout.decode()
+
+
+def test_runs_without_torch_and_ultralytics(plain: Path, pictures: Path, tmp_path: Path) -> None:
+    printed = run_without_torch(plain, pictures, "--out", tmp_path / "out")
     for source in pictures.iterdir():
         target = tmp_path / "out" / source.name
-        assert f"saved as {target}" in run.stdout
+        assert f"saved as {target}" in printed
         before, after = cv2.imread(str(source)), cv2.imread(str(target))
         assert after.shape == before.shape
         assert (after != before).any(), "boxes were drawn"
-    assert "a 'quoted' n" in run.stdout
+    assert "a 'quoted' n" in printed
+
+
+# By name: Ultralytics' format, and the packages that exporting and running it take.
+RUNTIMES = {
+    "opencv": ("onnx", []),
+    "openvino": ("openvino", ["openvino"]),
+    "ncnn": ("ncnn", ["ncnn", "pnnx"]),
+    "mnn": ("mnn", ["MNN"]),
+    "litert": ("litert", ["ai_edge_litert", "litert_torch"]),
+}
+
+
+def convert(runtime: str, onnx_file: Path, folder: Path) -> Path:
+    """Export the network that `onnx_file` came from for another runtime."""
+    from ultralytics import YOLO
+
+    export_format, packages = RUNTIMES[runtime]
+    for package in packages:
+        pytest.importorskip(package)
+    if export_format == "onnx":
+        return onnx_file
+    # MNN's converter calls `pip install` through the shell each time: let it find one that does nothing.
+    pip = folder / "bin" / "pip"
+    pip.parent.mkdir()
+    pip.write_text("#!/bin/sh\n")
+    pip.chmod(0o755)
+    weights = folder / "model.pt"
+    weights.write_bytes(onnx_file.with_suffix(".pt").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(pip.parent), prepend=os.pathsep)
+        for name, value in PATIENT.items():
+            patch.setenv(name, value)
+        return Path(YOLO(weights).export(format=export_format, imgsz=IMGSZ))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "export_name"),
+    [
+        ("opencv", "plain"),
+        ("opencv", "end_to_end"),
+        ("opencv", "own"),
+        ("openvino", "plain"),
+        ("ncnn", "plain"),
+        ("ncnn", "own"),
+        ("mnn", "plain"),
+        pytest.param("litert", "plain", marks=pytest.mark.slow),
+    ],
+)
+def test_every_runtime_gives_the_boxes_of_yolo_predict(
+    runtime: str,
+    export_name: str,
+    *,
+    pictures: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ultralytics import YOLO
+
+    file = convert(runtime, request.getfixturevalue(export_name), tmp_path)
+    arguments = ["--runtime", runtime] if runtime == "opencv" else []  # the others follow from the file
+    printed = run_without_torch(file, pictures, "--conf", 0.1, "--iou", 0.5, "--out", tmp_path / "out", *arguments)
+    blocks = re.split(r"^(?=.* found in .* saved as )", printed, flags=re.MULTILINE)[1:]
+    assert len(blocks) == len(PICTURES)
+
+    if runtime == "openvino":
+        float32_openvino(monkeypatch)
+    if runtime == "ncnn":
+        single_threaded_ncnn(monkeypatch)
+    reference = YOLO(file, task="detect")
+    total = 0
+    for path, block in zip(sorted(pictures.iterdir()), blocks, strict=True):
+        expected = reference.predict(path, conf=0.1, iou=0.5, verbose=False, dnn=runtime == "opencv")[0].boxes
+        found = re.findall(r"^  kind (\d+), a 'quoted' näme +(.+)$", block, flags=re.MULTILINE)
+        numbers = np.array([text.split() for _, text in found], np.float32).reshape(-1, 5)
+        np.testing.assert_array_equal([int(kind) for kind, _ in found], expected.cls)
+        np.testing.assert_allclose(numbers[:, 0], expected.conf, atol=0.001)  # printed to 0.001 and 0.1 px
+        np.testing.assert_allclose(numbers[:, 1:], expected.xyxy, atol=0.1)
+        total += len(found)
+    assert total > 50, "the comparison saw boxes"
+
+
+def test_opencv_refuses_exports_with_nms(plain: Path, tmp_path: Path) -> None:
+    import onnx
+    import runtimes
+
+    model = onnx.load(plain)
+    (args,) = (item for item in model.metadata_props if item.key == "args")
+    args.value = args.value.removesuffix("}") + ", 'nms': True}"
+    onnx.save(model, tmp_path / "nms.onnx")
+    with pytest.raises(ValueError, match="nms=False"):
+        runtimes.load(tmp_path / "nms.onnx", "opencv")
+
+
+def float32_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, OpenVINO computes in bfloat16 where the CPU can, and `yolo predict` leaves it alone."""
+    import openvino
+
+    original = openvino.Core.compile_model
+
+    def compile_model(core: openvino.Core, model: Any, device_name: str, config: dict[str, Any]) -> Any:
+        return original(core, model, device_name, {**config, "INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+
+
+def single_threaded_ncnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PATIENT, for this process, whose OpenMP is long at work."""
+    import ncnn
+
+    original = ncnn.Net
+
+    def net() -> ncnn.Net:
+        made = original()
+        made.opt.num_threads = 1
+        return made
+
+    monkeypatch.setattr(ncnn, "Net", net)
+
+
+class FakeInterpreter:
+    """LiteRT's interpreter over a network that answers with a fixed output and notes its input."""
+
+    def __init__(self, shape: tuple[int, ...], output: np.ndarray, scales: tuple[Any, Any] | None = None) -> None:
+        dtype, (scale_in, scale_out) = (np.int8, scales) if scales else (np.float32, ((0.0, 0), (0.0, 0)))
+        self.input = {"index": 3, "shape": np.array(shape), "dtype": dtype, "quantization": scale_in}
+        self.output = {"index": 5, "shape": np.array(output.shape), "dtype": dtype, "quantization": scale_out}
+        self.answer, self.seen = output, np.empty(0)
+
+    def __call__(self, path: str, num_threads: int | None = None) -> FakeInterpreter:
+        return self  # it stands for the class as well
+
+    def allocate_tensors(self) -> None: ...
+
+    def invoke(self) -> None: ...
+
+    def get_input_details(self) -> list[dict[str, Any]]:
+        return [self.input]
+
+    def get_output_details(self) -> list[dict[str, Any]]:
+        return [self.output]
+
+    def set_tensor(self, index: int, value: np.ndarray) -> None:
+        assert (index, value.shape, value.dtype) == (3, tuple(self.input["shape"]), self.input["dtype"])
+        self.seen = value
+
+    def get_tensor(self, index: int) -> np.ndarray:
+        assert index == 5
+        return self.answer
+
+
+def load_litert(interpreter: FakeInterpreter, folder: Path, monkeypatch: pytest.MonkeyPatch, **metadata: object) -> Any:
+    import runtimes
+
+    module = types.ModuleType("ai_edge_litert.interpreter")
+    module.Interpreter = interpreter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", types.ModuleType("ai_edge_litert"))
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", module)
+    file = folder / "model.tflite"
+    file.write_bytes(b"a flatbuffer")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("metadata.json", json.dumps({"names": {"0": "cat"}, "imgsz": IMGSZ, **metadata}))
+    return runtimes.load(file)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("final", [False, True])
+def test_litert_layouts_and_integers(
+    channels_last: bool, integers: bool, final: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width = IMGSZ
+    shape = (1, height, width, 3) if channels_last else (1, 3, height, width)
+    # A box as shares of the input, 0.5 0.25 0.125 0.25, and as pixels of it.
+    shares = np.float32([0.5, 0.25, 0.125, 0.25, 0.75, 0])
+    pixels = shares * np.float32([width, height, width, height, 1, 1])
+    in_shares = channels_last or not final  # what the exporters write: see Ultralytics' LiteRTBackend
+    answer = (shares if in_shares else pixels)[:, None].repeat(7, axis=1)[None]
+    answer = answer.transpose(0, 2, 1) if final else answer
+    steps = 1.0 if not in_shares else 1 / 64
+    scales = ((1 / 255, -128), (steps, -20)) if integers else None
+    raw = (answer / steps - 20).clip(-128, 127).astype(np.int8) if integers else answer
+    interpreter = FakeInterpreter(shape, raw.copy(), scales)
+    runtime = load_litert(interpreter, tmp_path, monkeypatch, end2end=final)
+    assert (runtime.info.height, runtime.info.width, runtime.info.names) == (height, width, {0: "cat"})
+
+    pixel = np.random.default_rng(0).integers(0, 256, (1, 3, height, width)).astype(np.float32)
+    output = runtime(pixel / np.float32(255))
+    expected = pixel.transpose(0, 2, 3, 1) if channels_last else pixel
+    np.testing.assert_allclose(interpreter.seen, expected - 128 if integers else expected / 255, atol=1e-6)
+    row = output[0, 0] if final else output[0, :, 0]
+    np.testing.assert_allclose(row[:4], pixels[:4], atol=1e-4)
+    np.testing.assert_array_equal(interpreter.answer, raw, "the interpreter's own memory is left alone")
+
+
+NAMES = [
+    "plain",
+    "",
+    " ends in blanks ",
+    "it's: a # 'trap', or not - [x]",
+    '"double" \\ back\\slash\\',
+    "yes",
+    "null",
+    "12",
+    "1.5",
+    "- item",
+    "{a: b}",
+    "two\nlines\n\nand a gap\n",
+    "tab\tbell\a\x85 \u2028 \ufeff",
+    "näme 猫 \U0001f600",
+    "word " * 60,
+    "no-blanks" * 40,
+    "it's long: " * 30,
+    "back\\slash\ttab " * 30,
+    "long\nlines " * 30,
+]
+
+
+def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
+    import metadata
+    from ultralytics.utils import YAML
+
+    values: dict[str, Any] = {
+        "description": "Trained on: names:\n0: nothing " * 20,
+        "date": "2026-01-01T00:00:00",
+        "stride": 32,
+        "task": "detect",
+        "imgsz": list(IMGSZ),
+        "names": dict(enumerate(NAMES)),
+        "args": {"batch": 1, "names": None, "nms": False},
+        "kpt_shape": [17, 3],
+        "channels": 3,
+        "end2end": False,
+    }
+    file = tmp_path / "metadata.yaml"
+    YAML.save(file, values)
+    assert YAML.load(file) == values
+    assert metadata.from_yaml(file) == {key: values[key] for key in metadata.KEYS}
+    assert metadata.from_yaml(tmp_path / "absent.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "imgsz: [96, 128]",
+        "imgsz:\n- wide",
+        "channels: __import__('os')",
+        "names:\n- cat",
+        "names:\n  cat: 0",
+        "names:\n  0: 'open",
+        "names:\n  0: !!python/name:os.system",
+        'names:\n  0: "\\q"',
+    ],
+)
+def test_unknown_yaml_is_refused_and_not_guessed(text: str, tmp_path: Path) -> None:
+    import metadata
+
+    (tmp_path / "metadata.yaml").write_text(text)
+    key, _, _ = text.partition(":")
+    with pytest.raises(ValueError, match=f"damaged at '{key}'"):
+        metadata.from_yaml(tmp_path / "metadata.yaml")
+
+
+def test_metadata_of_onnx_without_onnx(plain: Path, tmp_path: Path) -> None:
+    import metadata
+    import onnx
+
+    assert metadata.from_onnx(plain) == {item.key: item.value for item in onnx.load(plain).metadata_props}
+    (tmp_path / "cut.onnx").write_bytes(plain.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="not an ONNX file"):
+        metadata.from_onnx(tmp_path / "cut.onnx")
+
+
+def test_metadata_of_older_tflite_files(tmp_path: Path) -> None:
+    import metadata
+
+    file = tmp_path / "model.tflite"
+    file.write_bytes(b"a flatbuffer")
+    assert metadata.from_zip(file) == {}
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("labels.txt", str({"names": {0: "cat"}, "imgsz": [96, 128]}))
+    assert metadata.from_zip(file) == {"names": {0: "cat"}, "imgsz": [96, 128]}
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
@@ -210,8 +514,9 @@ def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
     detect.main()
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "opencv"])
 def test_video(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runtime: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
@@ -220,7 +525,7 @@ def test_video(
     for level in (0, 100, 200):
         writer.write(np.full((48, 64, 3), level, np.uint8))
     writer.release()
-    cli(monkeypatch, plain, video, "--out", tmp_path / "out")
+    cli(monkeypatch, plain, video, "--runtime", runtime, "--out", tmp_path / "out")
     assert "3 frames" in capsys.readouterr().out
     assert (tmp_path / "out" / "clip.mp4").stat().st_size > 0
 
@@ -247,6 +552,9 @@ def folder(plain: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ("model.onnx text.jpg", "not a picture that OpenCV can read"),
         ("model.onnx text.mp4", "not a video that OpenCV can read"),
         ("model.onnx text.onnx", "has no picture or video"),
+        ("model.onnx picture.png --runtime ncnn", "ncnn runs .param files"),
+        ("text.onnx picture.png --runtime opencv", "not an ONNX file"),
+        (". picture.png", "holds more than one model"),
         ("model.onnx picture.png --out .", "would be overwritten"),
         ("model.onnx . --out .", "would be overwritten"),
     ],
@@ -261,13 +569,50 @@ def test_errors_are_one_clear_line(
     assert message in line
 
 
-def test_missing_onnxruntime(
-    plain: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "modules", "package"),
+    [
+        ("model.onnx", "onnxruntime", "onnxruntime"),
+        ("model.xml", "openvino", "openvino"),
+        ("model.ncnn.param", "ncnn", "ncnn"),
+        ("model.mnn", "MNN", "MNN"),
+        ("model.tflite", "ai_edge_litert tflite_runtime", "ai-edge-litert"),
+    ],
+)
+def test_missing_runtime(
+    name: str,
+    modules: str,
+    package: str,
+    *,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for module in modules.split():
+        for loaded in [loaded for loaded in sys.modules if loaded.startswith(f"{module}.")]:
+            monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setitem(sys.modules, module, None)
+    (folder / name).touch()
     with pytest.raises(SystemExit):
-        cli(monkeypatch, plain, pictures, "--out", pictures.parent / "out")
-    assert "pip install onnxruntime" in capsys.readouterr().err
+        cli(monkeypatch, name, "picture.png")
+    assert capsys.readouterr().err == f"error: Running {name} needs {package}: pip install {package}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("m.xml", "openvino"), ("m.ncnn.param", "ncnn"), ("m.mnn", "MNN"), ("m.tflite", "ai_edge_litert.interpreter")],
+)
+def test_a_damaged_model(name: str, module: str, tmp_path: Path) -> None:
+    import runtimes
+
+    pytest.importorskip(module)
+    (tmp_path / name).write_text("no such thing")
+    if module == "ncnn":
+        with pytest.raises(FileNotFoundError, match=r"no .*m\.ncnn\.bin"):
+            runtimes.load(tmp_path)
+        (tmp_path / "m.ncnn.bin").touch()
+    with pytest.raises(ValueError, match=rf"cannot load .*{name}"):
+        runtimes.load(tmp_path)
 
 
 @pytest.mark.parametrize("option", [("--conf", "1.5"), ("--iou", "-1"), ("--conf", "high")])

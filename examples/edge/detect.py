@@ -1,7 +1,8 @@
 """Run an exported detector on pictures or videos, without torch and without Ultralytics.
 
     python examples/edge/detect.py best.onnx street.jpg
-    python examples/edge/detect.py best.onnx folder/ --conf 0.4 --out runs/edge
+    python examples/edge/detect.py best_ncnn_model folder/ --conf 0.4 --out runs/edge
+    python examples/edge/detect.py best.onnx clip.mp4 --runtime opencv
 
 Each picture's boxes are printed; the pictures with the boxes drawn in are saved in the `--out` folder.
 """
@@ -23,15 +24,16 @@ VIDEO_SUFFIXES = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run an exported detector on pictures or videos, without torch.")
-    parser.add_argument("model", type=Path, help=f"exported model: {', '.join(runtimes.RUNTIMES)}")
+    parser.add_argument("model", type=Path, help=f"exported model ({', '.join(runtimes.SUFFIXES)}), or its folder")
     parser.add_argument("source", type=Path, help="picture, video, or a folder of them")
+    parser.add_argument("--runtime", choices=runtimes.RUNTIMES, help="what to run it with (by default, by its file)")
     parser.add_argument("--conf", type=share, default=0.25, help="lowest score to show, 0..1 (default: %(default)s)")
     parser.add_argument("--iou", type=share, default=0.7, help="overlap at which boxes are one, 0..1 (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/edge"), help="folder to save in (%(default)s)")
     args = parser.parse_args()
     try:
         files = find_sources(args.source, args.out)
-        runtime = runtimes.load(args.model)
+        runtime = runtimes.load(args.model, args.runtime)
         args.out.mkdir(parents=True, exist_ok=True)
         for file in files:
             process = process_video if file.suffix.lower() in VIDEO_SUFFIXES else process_picture

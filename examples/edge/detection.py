@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ast
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+T = TypeVar("T")
 Image = NDArray[np.uint8]  # (height, width, 3), BGR, as cv2.imread returns it
 
 PAD_VALUE = 114  # grey of the letterbox borders
@@ -33,36 +34,43 @@ class ModelInfo:
     names: dict[int, str]  # class number -> name; classes that are missing here are shown by number
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], input_shape: tuple[int, int] | None = None) -> ModelInfo:
-        """Read the strings that Ultralytics writes into an export.
+    def from_metadata(cls, metadata: Mapping[str, Any], input_shape: tuple[int, int] | None = None) -> ModelInfo:
+        """Read what Ultralytics writes into an export: values, or (in ONNX) the same written out as strings.
 
         `input_shape` (height, width) is the graph's own, which has the last word; None where the graph leaves it open.
 
         Raises:
             ValueError: the model is no detector of colour images, or its input size is nowhere to be found.
         """
-        values = {key: _literal(metadata, key) for key in ("names", "imgsz", "channels") if key in metadata}
-        if metadata.get("task", "detect") != "detect":
-            raise ValueError(f"This is a model for the task {metadata['task']!r}; this example reads 'detect' only.")
-        if values.get("channels", 3) != 3:
-            raise ValueError(f"This model reads {values['channels']} channels; this example feeds colour images (3).")
-        size = input_shape or values.get("imgsz")
+        task = metadata.get("task", "detect")
+        if task != "detect":
+            raise ValueError(f"This is a model for the task {task!r}; this example reads 'detect' only.")
+        channels = literal(metadata, "channels", int, 3)
+        if channels != 3:
+            raise ValueError(f"This model reads {channels} channels; this example feeds colour images (3).")
+        size = input_shape or literal(metadata, "imgsz", lambda size: tuple(map(int, size)), None)
         if size is None:
             raise ValueError(
                 "The model's input size is open and its metadata name no 'imgsz': export it with imgsz=..."
             )
-        return cls(int(size[0]), int(size[1]), dict(values.get("names", {})))
+        height, width = size
+        names: dict[int, str] = {}
+        names = literal(metadata, "names", lambda names: {int(key): str(name) for key, name in names.items()}, names)
+        return cls(height, width, names)
 
     def name(self, class_id: int) -> str:
         return self.names.get(class_id, str(class_id))
 
 
-def _literal(metadata: Mapping[str, str], key: str) -> Any:
-    """Read a value written as Python; literal_eval, because opening a model file must never run code in it."""
+def literal(metadata: Mapping[str, Any], key: str, read: Callable[[Any], T], default: T) -> T:
+    """Read a value, or the Python that stands for it; literal_eval, for opening a model file must never run code."""
+    if key not in metadata:
+        return default
+    value = metadata[key]
     try:
-        return ast.literal_eval(metadata[key])
-    except (ValueError, SyntaxError):
-        raise ValueError(f"The model's metadata are damaged: {key}={metadata[key]!r}.") from None
+        return read(ast.literal_eval(value) if isinstance(value, str) else value)
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        raise ValueError(f"The model's metadata are damaged: {key}={value!r}.") from None
 
 
 class Runtime(Protocol):
@@ -141,11 +149,12 @@ def decode(output: FloatArray, *, conf: float, iou: float) -> Detections:
     A plain head gives (1, 4 + classes, n): box centre, width and height, then a score per class. A head or an export
     that ends in final boxes gives (1, n, 6): corners, score, class; `iou` means nothing to it.
     """
-    if output.ndim != 3 or output.shape[0] != 1 or min(output.shape[1:]) < 5:
+    final = output.ndim == 3 and output.shape[2] == 6  # also (1, 0, 6): nothing was found
+    if output.ndim != 3 or output.shape[0] != 1 or (min(output.shape[1:]) < 5 and not final):
         expected = "(1, 4 + classes, n) or (1, n, 6)"
         raise ValueError(f"The network's output has the shape {output.shape}; expected {expected}.")
     rows = output[0]
-    if output.shape[2] == 6:
+    if final:
         rows = rows[rows[:, 4] > conf]
         found = Detections(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64)).by_score()
     else:
