@@ -90,14 +90,27 @@ FORMATS = (
     Format("onnx", packages=("onnx", "onnxruntime")),
     Format("onnx", {"dynamic": True}, packages=("onnx", "onnxruntime")),
     Format("onnx", {"quantize": 16}, packages=("onnx", "onnxruntime")),
-    Format("openvino", packages=("openvino",), note="computes in bfloat16 on CPUs that have it"),
+    Format(
+        "openvino",
+        packages=("openvino",),
+        note="Ultralytics lets it compute in bfloat16 on CPUs that have it; with INFERENCE_PRECISION_HINT=f32, as in "
+        "examples/edge, boxes are within 0.01 px (tests/test_exports.py)",
+    ),
     Format("ncnn", packages=("ncnn", "pnnx")),
     Format("mnn", packages=("MNN",)),
     Format("executorch", packages=("executorch",), overlay=()),
     Format("litert", packages=("litert-torch", "ai-edge-litert"), overlay=_LITERT),
     Format("paddle", packages=("paddlepaddle", "x2paddle"), overlay=_PADDLE),
-    Format("coreml", packages=("coremltools",), overlay=("numpy==2.3.5",), runs=False, note="runs on Apple devices"),
-    Format("rknn", packages=("rknn-toolkit2",), overlay=_RKNN, runs=False, note="runs on Rockchip devices"),
+    Format(
+        "coreml",
+        packages=("coremltools",),
+        overlay=("numpy==2.3.5",),
+        runs=False,
+        note="converts on Linux, runs on Apple devices",
+    ),
+    Format(
+        "rknn", packages=("rknn-toolkit2",), overlay=_RKNN, runs=False, note="converts here, runs on Rockchip devices"
+    ),
 )
 
 
@@ -149,7 +162,8 @@ def _letterboxed(path: str, imgsz: int) -> Any:
     from ultralytics.data.augment import LetterBox
 
     picture = LetterBox((imgsz, imgsz), auto=False)(image=cv2.imread(path))
-    return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    # Contiguous, since some runtimes are handed the address of the values.
+    return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)[None].contiguous().float() / 255
 
 
 def _output(out: Any) -> Any:
@@ -221,7 +235,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         elif "box_px" in row:
             cells = [row["megabytes"], f"{row['box_px']:.1e}", f"{row['score']:.1e}", row["ms"], row["ratio"]]
         else:
-            cells = [row["megabytes"], f"converted; {row['note']}", "", "", ""]
+            cells = [row["megabytes"], "converted", "", "", ""]
         lines.append("| " + " | ".join(map(str, [row["format"], row["family"], *cells, row["versions"]])) + " |")
     return "\n".join(lines)
 
@@ -231,7 +245,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of pictures; without it, the digits data set's")
     parser.add_argument("--weights", nargs="*", default=[], metavar="FAMILY=FILE", help="trained detectors")
     parser.add_argument("--imgsz", type=int, default=320)
-    parser.add_argument("--only", nargs="*", metavar="FORMAT", help="formats by name")
+    parser.add_argument("--only", nargs="*", metavar="FORMAT", help="formats by name; the other rows stay")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -242,16 +256,30 @@ def main() -> None:
     trained = dict(entry.split("=", 1) for entry in arguments.weights)
     folder = arguments.images or _digits()
     images = [str(path) for path in sorted(folder.iterdir()) if path.suffix in {".jpg", ".png"}][:IMAGES]
-    rows = []
+    results = _earlier_results() if arguments.only else {}
     for chosen in FORMATS:
         if arguments.only and chosen.name not in arguments.only:
             continue
         for family in FAMILIES:
             result = run_apart(family, chosen, trained.get(family), images, arguments.imgsz)
-            rows.append({"format": chosen.label, "family": family, "note": chosen.note, **result})
-            rows[-1]["versions"] = versions(chosen)
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+            row = {
+                "format": chosen.label,
+                "family": family,
+                "note": chosen.note,
+                **result,
+                "versions": versions(chosen),
+            }
+            results[chosen.label, family] = row
+            print(table([row]).splitlines()[-1], flush=True)
+            every = [(chosen.label, family) for chosen in FORMATS for family in FAMILIES]
+            rows = [results[key] for key in every if key in results]
             write(rows, images, arguments.imgsz, trained)  # each time: the whole matrix takes long
+
+
+def _earlier_results() -> dict[tuple[str, str], dict[str, Any]]:
+    file = ROOT / "docs" / "exports.json"
+    rows = json.loads(file.read_text()) if file.is_file() else []
+    return {(row["format"], row["family"]): row for row in rows}
 
 
 def _digits() -> Path:
@@ -263,6 +291,7 @@ def _digits() -> Path:
 def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: dict[str, str]) -> None:
     docs = ROOT / "docs"
     docs.mkdir(exist_ok=True)
+    notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
     weights = (
         f"trained: {', '.join(trained)}; the others random" if trained else "random weights that react to the image"
@@ -276,6 +305,11 @@ Made by `make export-matrix` (`benchmarks/exports.py`, which says what the colum
 {weights}, {imgsz} x {imgsz}, {len(images)} images. {machine}.
 
 {table(rows)}
+
+{notes}
+
+Not here: TensorFlow SavedModel (not tried yet); TensorRT, Edge TPU, Axelera, Hailo, Ascend and IMX, whose tools or
+devices were not at hand.
 """
     (docs / "exports.md").write_text(text)
 
