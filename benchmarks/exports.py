@@ -293,8 +293,10 @@ def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: di
     docs.mkdir(exist_ok=True)
     notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
-    weights = (
-        f"trained: {', '.join(trained)}; the others random" if trained else "random weights that react to the image"
+    random = [family for family in FAMILIES if family not in trained]
+    weights = "; ".join(
+        [f"trained for minutes: {', '.join(trained)}"] * bool(trained)
+        + [f"random weights that react to the image: {', '.join(random)}"] * bool(random)
     )
     machine = (
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
@@ -302,7 +304,7 @@ def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: di
     text = f"""# Exports
 
 Made by `make export-matrix` (`benchmarks/exports.py`, which says what the columns mean): YOLOv5n on every family,
-{weights}, {imgsz} x {imgsz}, {len(images)} images. {machine}.
+{weights}; {imgsz} x {imgsz}, {len(images)} images. {machine}.
 
 {table(rows)}
 
