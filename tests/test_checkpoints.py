@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from yolo_lightbackbones import Backbone, create_backbone, fuse, load_weights
 from yolo_lightbackbones.checkpoints import engine, rules
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = {
     "edgevit": ("edgevit_xxs_96x64", "official"),
     "parcnet": ("parcnet_s_96x96", "official"),
@@ -31,15 +33,6 @@ GOLDEN = {
 """Published key lists: name of the golden file and of its layout."""
 
 SMALLEST = ("edgevit_xxs", "parcnet_xs", "repvit_m0_6", "conv2former_n")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The arithmetic here is tiny: threads that wait for each other on a busy machine cost more than they do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def official_state(family: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 from yolo_lightbackbones import Backbone, __version__, create_backbone
 from yolo_lightbackbones.cli import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = {
     "nc": 3,
@@ -38,15 +39,6 @@ ONE_STEP = (
     "weight_decay=0 amp=False workers=0 device=cpu plots=False val=False exist_ok=True seed=0"
 )
 """Arguments of `yolo train` with which one optimizer step changes no parameter."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The arithmetic here is tiny: threads that wait for each other on a busy machine cost more than they do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

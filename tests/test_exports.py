@@ -153,7 +153,9 @@ def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp
     pytest.importorskip(package)
     file = export(checkpoint, tmp_path, format=format)
     x = image(*SIZE)
-    check(checkpoint, run(file, x.numpy()), x, pixels=0.05 if format == "mnn" else 0.01)
+    # MNN approximates the erf in GELU.
+    pixels, score = (0.1, 1e-3) if format == "mnn" else (0.01, 1e-4)
+    check(checkpoint, run(file, x.numpy()), x, pixels, score)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import published
@@ -11,19 +10,12 @@ import torch
 
 from yolo_lightbackbones import create_backbone, load_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FILES = sorted(path.stem for path in published.GOLDEN.glob("*.json"))
 
 TOLERANCE = 1e-4
 """Largest allowed error of a value, as a share of its tap's standard deviation."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The arithmetic here is tiny: threads that wait for each other on a busy machine cost more than they do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", FILES)
