@@ -2,6 +2,11 @@
 
     python benchmarks/exports.py [--images FOLDER] [--weights edgevit=best.pt ...] [--imgsz 320]
 
+The figures in docs/exports.md are of detectors trained for minutes, EdgeViT's by `make demo`, the others' by
+
+    yolo train model=yolov5n_repvit.yaml data=digits.yaml imgsz=96 epochs=4 batch=8 nbs=8 optimizer=AdamW lr0=0.002 \\
+        warmup_epochs=1 warmup_bias_lr=0 mosaic=0 scale=0.2 fliplr=0 workers=0 amp=False
+
 Writes docs/exports.md and docs/exports.json. Detectors without weights of their own get random ones that react to the
 image. A format whose packages do not go with each other's gets them in an overlay: a folder of its own under `.export`,
 put in front of the environment's packages. Each export runs in a process of its own; a failed one is a row as well.
@@ -293,6 +298,8 @@ def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: di
     docs.mkdir(exist_ok=True)
     notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
+    given = f" --weights {' '.join(f'{family}=best.pt' for family in trained)}" if trained else ""
+    command = f"python benchmarks/exports.py --imgsz {imgsz}{given}"
     random = [family for family in FAMILIES if family not in trained]
     weights = "; ".join(
         [f"trained for minutes: {', '.join(trained)}"] * bool(trained)
@@ -303,7 +310,7 @@ def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: di
     )
     text = f"""# Exports
 
-Made by `make export-matrix` (`benchmarks/exports.py`, which says what the columns mean): YOLOv5n on every family,
+Made by `{command}`, which says what the columns mean: YOLOv5n on every family,
 {weights}; {imgsz} x {imgsz}, {len(images)} images. {machine}.
 
 {table(rows)}

@@ -27,7 +27,7 @@ from torch import nn
 from yolo_lightbackbones import backbone, configs, fusion, layers, registry, rows
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
-"""Ultralytics releases the test suite has run against."""
+"""Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
 
 
 ANY_SIZE_FORMATS = ("torchscript", "onnx", "openvino", "engine")
