@@ -36,6 +36,7 @@ format: $(READY) ## Format the code and mend what ruff can mend
 
 bench: $(READY) ## Speed and memory, as ratios of interleaved runs
 	$(BIN)/python benchmarks/autoload.py
+	$(BIN)/python benchmarks/circular.py
 
 export-matrix: $(READY) ## Every family in every edge format, with errors and speed, into docs/exports.md
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet executorch coremltools

@@ -1,24 +1,20 @@
-"""The export matrix: every family in every format that can be produced on Linux, with its error and speed.
+"""The export matrix: every family in every format that can be produced on Linux, with its accuracy, error and speed.
 
-    python benchmarks/exports.py [--images FOLDER] [--weights edgevit=best.pt ...] [--imgsz 320]
+    python benchmarks/exports.py [--images FOLDER] [--weights edgevit=best.pt ...] [--imgsz 320] [--data digits.yaml]
 
-The figures in docs/exports.md are of detectors trained for minutes, EdgeViT's by `make demo`, the others' by
+Writes docs/exports.json and docs/exports.md. Each export runs in a process of its own; a failed one is a row as well.
+Detectors without weights of their own get random ones that react to the image, and no mAP.
 
-    yolo train model=yolov5n_repvit.yaml data=digits.yaml imgsz=96 epochs=4 batch=8 nbs=8 optimizer=AdamW lr0=0.002 \\
-        warmup_epochs=1 warmup_bias_lr=0 mosaic=0 scale=0.2 fliplr=0 workers=0 amp=False
-
-Writes docs/exports.md and docs/exports.json. Detectors without weights of their own get random ones that react to the
-image. A format whose packages do not go with each other's gets them in an overlay: a folder of its own under `.export`,
-put in front of the environment's packages. Each export runs in a process of its own; a failed one is a row as well.
-
-Error: over all images, the worst difference of a box coordinate (pixels of the letterboxed image) and of a class score
-from the unfused PyTorch model in float32. Time: median of interleaved runs, as a ratio to the fused PyTorch model.
+Worst box, worst score: over all images, the largest difference of a box coordinate (pixels of the letterboxed image)
+and of a class score from the unfused PyTorch model in float32, all boxes before NMS.
+mAP50-95: on the val split of `--data`, minus that of the PyTorch model there.
+ms: median of interleaved runs of one image, and the same as a ratio to the fused PyTorch model's.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import contextlib
 import json
 import os
 import platform
@@ -28,116 +24,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from formats import FORMATS, LIMITS, OVERLAYS, Format, overlay_of, versions
+
 ROOT = Path(__file__).resolve().parent.parent
-OVERLAYS = ROOT / ".export"
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
 IMAGES = 8
 ROUNDS = 15
-
-
-@dataclass(frozen=True)
-class Format:
-    """One row kind: what `yolo export` is given, and what it needs beyond the environment."""
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()
-    """The ones to name versions of in the table."""
-    overlay: tuple[str, ...] = ()
-    runs: bool = True
-    note: str = ""
-
-    @property
-    def label(self) -> str:
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self.arguments.items())])
-
-
-_LITERT = (
-    "litert-torch==0.10.*",
-    "ai-edge-litert==2.3.*",
-    "ai-edge-quantizer==0.10.*",
-    "litert-converter==0.5.*",
-    "litert-lm-builder",
-    "backports.strenum",
-    "immutabledict",
-    "multipledispatch",
-    "transformers",
-    "kagglehub",
-    "kagglesdk",
-    "jax",
-    "jaxlib",
-    "jaxtyping",
-    "wadler-lindig",
-    "fire",
-    "termcolor",
-    "flatbuffers",
-    "absl-py",
-    "ml_dtypes",
-    "opt_einsum",
-    "torchao",
-)
-_PADDLE = ("paddlepaddle==3.2.2", "x2paddle==1.6.0", "six", "opt_einsum", "astor", "decorator", "httpx", "anyio")
-_RKNN = (
-    "rknn-toolkit2==2.3.2",
-    "onnx==1.18.0",
-    "numpy==1.26.4",
-    "protobuf==4.25.*",
-    "fast-histogram",
-    "setuptools<81",  # the last with pkg_resources
-)
-
-FORMATS = (
-    Format("torchscript", packages=("torch",)),
-    Format("onnx", packages=("onnx", "onnxruntime")),
-    Format("onnx", {"dynamic": True}, packages=("onnx", "onnxruntime")),
-    Format("onnx", {"quantize": 16}, packages=("onnx", "onnxruntime")),
-    Format(
-        "openvino",
-        packages=("openvino",),
-        note="Ultralytics lets it compute in bfloat16 on CPUs that have it; with INFERENCE_PRECISION_HINT=f32, as in "
-        "examples/edge, boxes are within 0.01 px (tests/test_exports.py)",
-    ),
-    Format("ncnn", packages=("ncnn", "pnnx")),
-    Format("mnn", packages=("MNN",)),
-    Format("executorch", packages=("executorch",), overlay=()),
-    Format("litert", packages=("litert-torch", "ai-edge-litert"), overlay=_LITERT),
-    Format("paddle", packages=("paddlepaddle", "x2paddle"), overlay=_PADDLE),
-    Format(
-        "coreml",
-        packages=("coremltools",),
-        overlay=("numpy==2.3.5",),
-        runs=False,
-        note="converts on Linux, runs on Apple devices",
-    ),
-    Format(
-        "rknn", packages=("rknn-toolkit2",), overlay=_RKNN, runs=False, note="converts here, runs on Rockchip devices"
-    ),
-)
+Row = dict[str, Any]
+CALIBRATION_FILE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 
 # --- one export, in a process of its own ------------------------------------------------------------------------------
 
 
-def measure(family: str, chosen: Format, weights: str | None, images: list[str], imgsz: int) -> dict[str, Any]:
+def measure(family: str, chosen: Format, weights: str | None, *, images: list[str], imgsz: int, data: str) -> Row:
     """Export one detector and compare it with PyTorch."""
     import torch
     from ultralytics import YOLO
-    from ultralytics.nn.autobackend import AutoBackend
 
     detector = YOLO(weights) if weights else _awake_detector(family)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        _offline_helpers(Path(folder))
         detector.save(checkpoint := Path(folder, "model.pt"))
-        file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **chosen.arguments)))
-        result: dict[str, Any] = {"megabytes": round(_size(file) / 1e6, 1)}
-        if not chosen.runs:
+        options = {**chosen.arguments, **({"data": data} if chosen.calibrates else {})}
+        file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
+        result: Row = {"megabytes": round(_size(file) / 1e6, 1)}
+        if chosen.runs == "elsewhere":
             return result
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)
-        exported = AutoBackend(str(file), device=torch.device("cpu"))
+        exported = _simulated(checkpoint.with_suffix(".onnx")) if chosen.runs == "in a simulator" else _backend(file)
         inputs = [_letterboxed(image, imgsz) for image in images]
         boxes = scores = 0.0
         with torch.inference_mode():
@@ -145,13 +64,57 @@ def measure(family: str, chosen: Format, weights: str | None, images: list[str],
                 difference = (_output(exported(x)) - _output(plain(x))).abs()
                 boxes = max(boxes, float(difference[:, :4].max()))
                 scores = max(scores, float(difference[:, 4:].max()))
+            result |= {"box_px": boxes, "score": scores}
+            if chosen.runs == "in a simulator":
+                return result
             pairs = [(_ms(exported, inputs[0]), _ms(fused, inputs[0])) for _ in range(ROUNDS + 2)][2:]
-    return result | {
-        "box_px": boxes,
-        "score": scores,
-        "ms": round(statistics.median(ms for ms, _ in pairs), 1),
-        "ratio": round(statistics.median(ms / reference for ms, reference in pairs), 2),
-    }
+        result["ms"] = round(statistics.median(ms for ms, _ in pairs), 1)
+        result["ratio"] = round(statistics.median(ms / reference for ms, reference in pairs), 2)
+        if weights:
+            result["map"], result["reference_map"] = (_map(model, imgsz, data) for model in (file, checkpoint))
+    return result
+
+
+def _offline_helpers(folder: Path) -> None:
+    """What two converters would fetch from the network: a `pip` that does nothing for MNN's, images for onnx2tf's."""
+    import numpy as np
+
+    (stub := folder / "pip").write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    np.save(folder / CALIBRATION_FILE, np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32))
+
+
+def _backend(file: Path) -> Callable[[Any], Any]:
+    import torch
+    from ultralytics.nn.autobackend import AutoBackend
+
+    return AutoBackend(str(file), device=torch.device("cpu"))
+
+
+def _simulated(onnx_file: Path) -> Callable[[Any], Any]:
+    """Rockchip's simulator of the chip that Ultralytics exports for by default."""
+    from rknn.api import RKNN
+
+    rknn = RKNN(verbose=False)
+    rknn.config(mean_values=[[0, 0, 0]], std_values=[[255, 255, 255]], target_platform="rk3588")
+    for failed in (rknn.load_onnx(model=str(onnx_file)), rknn.build(do_quantization=False), rknn.init_runtime()):
+        if failed:
+            raise RuntimeError(f"rknn-toolkit2 gives up with the code {failed}")
+
+    def run(x: Any) -> Any:
+        picture = (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return rknn.inference(inputs=[picture], data_format=["nhwc"])
+
+    return run
+
+
+def _map(model: Path, imgsz: int, data: str) -> float:
+    from ultralytics import YOLO
+
+    options = {"batch": 1, "rect": False, "plots": False, "verbose": False, "workers": 0}
+    metrics = YOLO(model, task="detect").val(data=data, imgsz=imgsz, project=str(model.parent / "val"), **options)
+    return float(metrics.box.map)
 
 
 def _awake_detector(family: str) -> Any:
@@ -190,59 +153,45 @@ def _size(path: Path) -> int:
 # --- the matrix -------------------------------------------------------------------------------------------------------
 
 
-def overlay_of(chosen: Format) -> Path | None:
-    """The folder with a format's own packages, installed on first use."""
-    if not chosen.overlay:
-        return None
-    folder = OVERLAYS / chosen.name
-    wanted = "\n".join(chosen.overlay)
-    stamp = folder / ".requirements"
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps", "--target", str(folder)]
-        subprocess.run([*pip, *chosen.overlay], check=True)
-        stamp.write_text(wanted)
-    return folder
-
-
-def run_apart(family: str, chosen: Format, weights: str | None, images: list[str], imgsz: int) -> dict[str, Any]:
+def run_apart(chosen: Format, *job: Any) -> Row:
     """`measure` in a new process; what went wrong there is a result, too."""
     overlay = overlay_of(chosen)
-    job = json.dumps([family, FORMATS.index(chosen), weights, images, imgsz])
     paths = [str(p) for p in (overlay, os.environ.get("PYTHONPATH")) if p]
     environment = {**os.environ, "YOLO_AUTOINSTALL": "false", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, __file__, "--job", job]
+    command = [sys.executable, __file__, "--job", json.dumps([FORMATS.index(chosen), *job])]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
     if process.returncode or not lines:
         reason = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
         return {"failed": reason[:200]}
-    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    result: Row = json.loads(lines[-1].removeprefix("RESULT "))
     return result
 
 
-def versions(chosen: Format) -> str:
-    path = [str(folder) for folder in [overlay_of(chosen)] if folder] + sys.path
-    found = []
-    for package in chosen.packages:
-        distribution = next(iter(importlib.metadata.distributions(name=package, path=path)), None)
-        found.append(f"{package} {distribution.version if distribution else '(missing)'}")
-    return ", ".join(found)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     lines = [
-        "| format | family | size, MB | worst box, px | worst score | time, ms | time / PyTorch | versions |",
-        "|---|---|---|---|---|---|---|---|",
+        "| format | family | size, MB | worst box, px | worst score | mAP50-95 | ms | ms / PyTorch's | versions |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        cells = dict.fromkeys(("megabytes", "box", "score", "map", "ms", "ratio"), "") | row
         if "failed" in row:
-            cells = [f"failed: {row['failed'].replace('|', '/')}", "", "", "", ""]
+            cells["megabytes"] = f"failed: {row['failed'].replace('|', '/')}"
         elif "box_px" in row:
-            cells = [row["megabytes"], f"{row['box_px']:.1e}", f"{row['score']:.1e}", row["ms"], row["ratio"]]
+            cells |= {"box": f"{row['box_px']:.1e}", "score": f"{row['score']:.1e}"}
         else:
-            cells = [row["megabytes"], "converted", "", "", ""]
-        lines.append("| " + " | ".join(map(str, [row["format"], row["family"], *cells, row["versions"]])) + " |")
+            cells["box"] = "converted"
+        if "map" in row:
+            change = row["map"] - row["reference_map"]
+            cells["map"] = f"**{change:+.4f}**" if missed(row) else f"{change:+.4f}"
+        order = ("format", "family", "megabytes", "box", "score", "map", "ms", "ratio", "versions")
+        lines.append("| " + " | ".join(str(cells[key]) for key in order) + " |")
     return "\n".join(lines)
+
+
+def missed(row: Row) -> bool:
+    """Whether the export changes mAP50-95 by more than its precision may."""
+    return "map" in row and round(abs(row["map"] - row["reference_map"]), 4) > LIMITS[row["precision"]]
 
 
 def main() -> None:
@@ -250,38 +199,36 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of pictures; without it, the digits data set's")
     parser.add_argument("--weights", nargs="*", default=[], metavar="FAMILY=FILE", help="trained detectors")
     parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--data", default="digits.yaml", help="what the detectors were trained on: calibration, mAP")
     parser.add_argument("--only", nargs="*", metavar="FORMAT", help="formats by name; the other rows stay")
+    parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        family, number, weights, images, imgsz = json.loads(arguments.job)
-        print("RESULT " + json.dumps(measure(family, FORMATS[number], weights, images, imgsz)))
+        number, *job = json.loads(arguments.job)
+        family, weights, options = job
+        print("RESULT " + json.dumps(measure(family, FORMATS[number], weights, **options)))
         return
 
     trained = dict(entry.split("=", 1) for entry in arguments.weights)
     folder = arguments.images or _digits()
     images = [str(path) for path in sorted(folder.iterdir()) if path.suffix in {".jpg", ".png"}][:IMAGES]
-    results = _earlier_results() if arguments.only else {}
+    options = {"images": images, "imgsz": arguments.imgsz, "data": arguments.data}
+    results = _earlier_results()
     for chosen in FORMATS:
         if arguments.only and chosen.name not in arguments.only:
             continue
-        for family in FAMILIES:
-            result = run_apart(family, chosen, trained.get(family), images, arguments.imgsz)
-            row = {
-                "format": chosen.label,
-                "family": family,
-                "note": chosen.note,
-                **result,
-                "versions": versions(chosen),
-            }
-            results[chosen.label, family] = row
+        for family in arguments.families:
+            result = run_apart(chosen, family, trained.get(family), options)
+            own = {"format": chosen.label, "family": family, "precision": chosen.precision, "note": chosen.note}
+            results[chosen.label, family] = row = {**own, **result, "versions": versions(chosen)}
             print(table([row]).splitlines()[-1], flush=True)
             every = [(chosen.label, family) for chosen in FORMATS for family in FAMILIES]
-            rows = [results[key] for key in every if key in results]
-            write(rows, images, arguments.imgsz, trained)  # each time: the whole matrix takes long
+            # each time: the whole matrix takes long
+            write([results[key] for key in every if key in results], len(images), arguments, trained)
 
 
-def _earlier_results() -> dict[tuple[str, str], dict[str, Any]]:
+def _earlier_results() -> dict[tuple[str, str], Row]:
     file = ROOT / "docs" / "exports.json"
     rows = json.loads(file.read_text()) if file.is_file() else []
     return {(row["format"], row["family"]): row for row in rows}
@@ -293,34 +240,50 @@ def _digits() -> Path:
     return build_digits(OVERLAYS / "digits", train_images=8, val_images=IMAGES) / "images" / "val"
 
 
-def write(rows: list[dict[str, Any]], images: list[str], imgsz: int, trained: dict[str, str]) -> None:
+def write(rows: list[Row], images: int, arguments: argparse.Namespace, trained: dict[str, str]) -> None:
     docs = ROOT / "docs"
     docs.mkdir(exist_ok=True)
-    notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
+    notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
+    pictures = " --images FOLDER" if arguments.images else ""
     given = f" --weights {' '.join(f'{family}=best.pt' for family in trained)}" if trained else ""
-    command = f"python benchmarks/exports.py --imgsz {imgsz}{given}"
+    command = f"python benchmarks/exports.py --imgsz {arguments.imgsz}{pictures}{given}"
     random = [family for family in FAMILIES if family not in trained]
     weights = "; ".join(
-        [f"trained for minutes: {', '.join(trained)}"] * bool(trained)
+        [f"trained for minutes on {arguments.data}: {', '.join(trained)}"] * bool(trained)
         + [f"random weights that react to the image: {', '.join(random)}"] * bool(random)
     )
     machine = (
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     )
-    text = f"""# Exports
+    limits = ", ".join(f"{limit} for {precision}" for precision, limit in LIMITS.items())
+    text = f"""Made by
 
-Made by `{command}`, which says what the columns mean: YOLOv5n on every family,
-{weights}; {imgsz} x {imgsz}, {len(images)} images. {machine}.
+    {command}
+
+which says what the columns mean: YOLOv5n on every family, {weights}; {arguments.imgsz} x {arguments.imgsz} pixels,
+{images} images for the errors. {machine}. mAP50-95 is the change that the export makes, in bold where it is more than
+{limits}.
 
 {table(rows)}
 
 {notes}
-
-Not here: TensorFlow SavedModel (not tried yet); TensorRT, Edge TPU, Axelera, Hailo, Ascend and IMX, whose tools or
-devices were not at hand.
 """
-    (docs / "exports.md").write_text(text)
+    page = docs / "exports.md"
+    before, after = _around(page)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+BEGIN, END = "<!-- matrix: written by benchmarks/exports.py -->", "<!-- matrix: end -->"
+
+
+def _around(page: Path) -> tuple[str, str]:
+    """What a person wrote on the page before and behind the matrix."""
+    text = page.read_text() if page.is_file() else ""
+    if BEGIN not in text:
+        return "# Exports\n\n", "\n"
+    before, rest = text.split(BEGIN)
+    return before, rest.split(END)[1]
 
 
 if __name__ == "__main__":

@@ -422,7 +422,7 @@ class FamilyContract:
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
     def test_fused_model_traces_for_any_size(self) -> None:
         fused = fusion.fuse(self.build())
-        fusion.record_any_size(fused)
+        fusion.record_for(fused, any_size=True)
         image = random_image(64, 96)
         run(fused, image)
         traced = torch.jit.trace(fused, image, check_trace=False)  # type: ignore[no-untyped-call]

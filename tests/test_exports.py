@@ -73,10 +73,10 @@ def expected(checkpoint: Path, x: Tensor) -> Tensor:
     return out
 
 
-def export(checkpoint: Path, folder: Path, **options: Any) -> Path:
+def export(checkpoint: Path, folder: Path, *, imgsz: tuple[int, int] = SIZE, **options: Any) -> Path:
     copied = folder / checkpoint.name
     copied.write_bytes(checkpoint.read_bytes())
-    return Path(YOLO(copied).export(imgsz=list(SIZE), verbose=False, **options))
+    return Path(YOLO(copied).export(imgsz=list(imgsz), verbose=False, **options))
 
 
 def check(checkpoint: Path, seen: np.ndarray, x: Tensor, pixels: float = 0.01, score: float = 1e-4) -> None:
@@ -136,7 +136,7 @@ def run_mnn(file: Path, x: np.ndarray) -> np.ndarray:
     return np.array(out.read())
 
 
-@pytest.mark.parametrize(
+every_runtime = pytest.mark.parametrize(
     ("format", "package", "run"),
     [
         ("torchscript", "torch", run_torchscript),
@@ -148,6 +148,9 @@ def run_mnn(file: Path, x: np.ndarray) -> np.ndarray:
     ],
     ids=["torchscript", "onnx", "onnx-opencv", "openvino", "ncnn", "mnn"],
 )
+
+
+@every_runtime
 @pytest.mark.usefixtures("_quiet_stdout")
 def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp_path: Path) -> None:
     pytest.importorskip(package)
@@ -174,6 +177,51 @@ def test_any_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp
     for size in (SIZE, *OTHER_SIZES):
         x = image(*size)
         check(checkpoint, run(file, x.numpy()), x)
+
+
+@every_runtime
+@pytest.mark.usefixtures("_quiet_stdout")
+def test_circular_convolutions_of_large_maps(format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+    """The form of ParC-Net's convolutions depends on the format and on the map: here are long and short ones."""
+    pytest.importorskip(package)
+    awake_detector("yolov5n_parcnet.yaml").save(checkpoint := tmp_path / "parcnet.pt")
+    (folder := tmp_path / "export").mkdir()
+    size = (160, 352)  # maps of 20 x 44, 10 x 22 and 5 x 11
+    file = export(checkpoint, folder, imgsz=size, format=format)
+    x = image(*size)
+    check(checkpoint, run(file, x.numpy()), x)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data YAML of a few images to calibrate with."""
+    pytest.importorskip("sklearn")
+    from yolo_lightbackbones.digits import build_digits
+
+    folder = build_digits(tmp_path_factory.mktemp("data") / "digits", train_images=1, val_images=8)
+    (data := folder / "data.yaml").write_text(f"path: {folder}\ntrain: images/val\nval: images/val\nnc: 10\n")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("format", "run"),
+    [("onnx", run_onnxruntime), ("openvino", run_openvino), ("mnn", run_mnn)],
+    ids=["onnx", "openvino", "mnn"],
+)
+def test_int8(checkpoint: Path, format: str, run: Runtime, digits: Path, tmp_path: Path) -> None:
+    """Weights take a byte each, and the outputs resemble; what accuracy is lost is measured in docs/exports.md."""
+    pytest.importorskip({"onnx": "onnx", "openvino": "nncf", "mnn": "MNN"}[format])
+    calibration = {} if format == "mnn" else {"data": str(digits)}  # MNN makes integers of the weights alone
+    files = []
+    for name, options in (("whole", {}), ("int8", {"quantize": 8, **calibration})):
+        (folder := tmp_path / name).mkdir()
+        files.append(export(checkpoint, folder, format=format, **options))
+    whole, int8 = (sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file()) for path in files)
+    assert int8 < 0.4 * whole
+    x = image(*SIZE)
+    difference = (torch.from_numpy(run(files[1], x.numpy())) - expected(checkpoint, x)).abs()
+    assert difference[:, :4].mean() < 5
+    assert 0 < difference[:, 4:].mean() < 0.06
 
 
 def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:

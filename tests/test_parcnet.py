@@ -19,6 +19,7 @@ from yolo_lightbackbones.backbones.parcnet import (
     ParCNet,
     ParCNetConfig,
 )
+from yolo_lightbackbones.circular import FixedConv, circulant, circular_conv
 
 
 class TestParCNet(FamilyContract):
@@ -70,7 +71,7 @@ class TestParCNet(FamilyContract):
         pytest.importorskip("onnx")
         runtime = pytest.importorskip("onnxruntime")
         fused = fusion.fuse(self.build())
-        fusion.record_any_size(fused)
+        fusion.record_for(fused, any_size=True)
         path = str(tmp_path / "parcnet.onnx")
         torch.onnx.export(
             fused,
@@ -147,13 +148,40 @@ def test_branch_by_hand(first: int, second: int, position: bool, height: int, wi
         torch.testing.assert_close(fusion.fuse(branch)(x), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_both_forms_of_a_fixed_convolution_are_equal(axis: int, length: int) -> None:
+    sizes = (length, 5) if axis == 2 else (5, length)
+    x = torch.randn(2, 3, *sizes, dtype=torch.float64)
+    kernel = torch.randn(3, 1, *((length, 1) if axis == 2 else (1, length)), dtype=torch.float64)
+    matrix = circulant(kernel) if axis == 2 else circulant(kernel).transpose(1, 2)
+    offset = torch.randn(1, 3, 1, 1, dtype=torch.float64)
+    conv = FixedConv(axis, kernel, matrix, offset)  # type: ignore[arg-type]
+    assert conv.length == length
+    expected = circular_conv(x, kernel, axis) + offset  # type: ignore[arg-type]
+    torch.testing.assert_close(conv(x, as_matrix=True), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(conv(x, as_matrix=False), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("format", "operator"),
+    [("torchscript", "aten::matmul"), ("ncnn", "aten::_convolution"), ("onnx", "aten::_convolution")],
+)
+def test_the_format_chooses_the_form(format: str, operator: str) -> None:
+    """A map 24 long is a matrix product where that was measured to be much faster, a convolution elsewhere."""
+    fused = fusion.fuse(ParCBranch(4, 8, 2, position=True))
+    fusion.record_for(fused, format)
+    graph = str(torch.jit.trace(fused, torch.rand(1, 4, 24, 24)).inlined_graph)
+    assert {name for name in ("aten::matmul", "aten::_convolution") if name in graph} == {operator}
+
+
 def test_recording_for_any_size_can_be_taken_back() -> None:
     fused = fusion.fuse(ParCBranch(4, 8, 2, position=True))
     assert isinstance(fused, fusion.SizeBound)
     assert not fused.any_size
-    fusion.record_any_size(fused)
+    fusion.record_for(fused, any_size=True)
     assert fused.any_size
-    fusion.record_any_size(fused, False)
+    fusion.record_for(fused)
     assert not fused.any_size
 
 

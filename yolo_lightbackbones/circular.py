@@ -14,17 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolo_lightbackbones import fusion
-
 Axis = Literal[2, 3]
 """Along the height (2) or the width (3) of (B, C, H, W)."""
 
-RECORD_MATRIX_FROM = 64
-"""Length of a map from which on exporters record a circular convolution as a matrix product.
+MATRIX_FROM = {"torchscript": 20, "openvino": 20, "litert": 20, "onnx": 40, "mnn": 40, "executorch": 40, "ncnn": 128}
+"""Format -> length of a map from which on an export holds circular convolutions as matrix products.
 
-A matrix is as many times larger than the kernel as the map is long. In ONNX Runtime (2 CPU cores, one image) it took
-half the time on maps of 80x80 and the same on smaller ones; in PyTorch it is faster at every size.
+A matrix is as many times larger than the kernel as the map is long, so it has to take less than three quarters of the
+time to be chosen (`benchmarks/circular.py`; its table of maps of 20, 40 and 80 is in docs/exports.md). In NCNN the
+convolution is faster up to 40 and hardly slower at 80.
 """
+
+UNMEASURED = 64
+"""The same for formats that cannot be timed on Linux: a map large enough to win in every other runtime."""
+
+
+def records_matrix(format: str, length: int) -> bool:
+    """Whether an export in this format holds the convolutions of maps of this length as matrix products."""
+    return length >= MATRIX_FROM.get(format, UNMEASURED)
 
 
 def resize(weight: Tensor, axis: Axis, length: int) -> Tensor:
@@ -54,14 +61,17 @@ class FixedConv:
     matrix: Tensor  # (C, L, L): multiplied from the left along the height, from the right along the width
     offset: Tensor | None  # (1, C, 1, 1), or as long as the map along one axis
 
-    def __call__(self, x: Tensor) -> Tensor:
-        length = self.kernel.shape[self.axis]
-        if fusion.is_recording() and length < RECORD_MATRIX_FROM:
-            start = x[:, :, : length - 1] if self.axis == 2 else x[:, :, :, : length - 1]
-            x = torch.cat((x, start), self.axis)
-            x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
-        else:
+    @property
+    def length(self) -> int:
+        return self.kernel.shape[self.axis]
+
+    def __call__(self, x: Tensor, as_matrix: bool = True) -> Tensor:
+        if as_matrix:
             x = torch.matmul(self.matrix, x) if self.axis == 2 else torch.matmul(x, self.matrix)
+        else:
+            rest = self.length - 1
+            x = torch.cat((x, x[:, :, :rest] if self.axis == 2 else x[:, :, :, :rest]), self.axis)
+            x = F.conv2d(x, self.kernel, groups=self.kernel.shape[0])
         return x if self.offset is None else x + self.offset
 
 

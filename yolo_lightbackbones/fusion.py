@@ -56,10 +56,13 @@ def is_recording() -> bool:
 
 
 class SizeBound(nn.Module):
-    """A module whose constants hold for one size of its input."""
+    """A module whose constants hold for one size of its input. What is recorded of it is chosen by `record_for`."""
 
     any_size = False
-    """Whether what is recorded of it must hold for any size. Set by `record_any_size`."""
+    """Whether a recording must hold for any size."""
+
+    format = "torchscript"
+    """What the recording becomes, in Ultralytics' names of export formats: a family may know what is fast there."""
 
     def shape_of(self, x: Tensor) -> Sequence[int]:
         """The shape of `x`; constant in a trace for one size, since NCNN takes no computed shapes."""
@@ -69,18 +72,19 @@ class SizeBound(nn.Module):
 
 
 def is_size_bound(module: nn.Module) -> bool:
-    """Whether a recording of `module` holds for one size unless `record_any_size` says otherwise."""
+    """Whether a recording of `module` holds for one size unless `record_for` says otherwise."""
     return any(isinstance(child, SizeBound) for child in module.modules())
 
 
-def record_any_size(module: nn.Module, any_size: bool = True) -> None:
-    """Have exporters record `module` for images of any size (slower where it is run), or again for the one they show.
+def record_for(module: nn.Module, format: str = "torchscript", *, any_size: bool = False) -> None:
+    """Have exporters record `module` for this format, and for images of any size (slower where it is run) or of one.
 
     Only what is recorded changes: called from Python, a fused module follows the size of every image.
     """
     for child in module.modules():
         if isinstance(child, SizeBound):
             child.any_size = any_size
+            child.format = format
 
 
 def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:

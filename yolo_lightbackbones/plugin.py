@@ -5,7 +5,8 @@ Four seams, each the smallest there is, each checked for before it is touched:
 1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
 3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
-4. Its callback `on_export_start`: our modules learn whether an export has to hold for any size (`dynamic=True`).
+4. Its callback `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would
+   spoil is kept out of it, and what a failed export has written is removed.
 
 Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
 """
@@ -16,22 +17,20 @@ import functools
 import importlib
 import inspect
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from yolo_lightbackbones import backbone, configs, fusion, layers, registry, rows
+from yolo_lightbackbones import backbone, configs, exporting, fusion, layers, registry, rows
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
-
-
-ANY_SIZE_FORMATS = ("torchscript", "onnx", "openvino", "engine")
-"""Formats that `dynamic=True` was tested in, and TensorRT, whose engines are made from the ONNX file."""
 
 _undo: list[Callable[[], None]] = []
 """How to take each patch off again, in the order they were put on."""
@@ -132,18 +131,42 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_export_start(exporter: Any) -> None:
-    """Runs when the model is fused and nothing is written yet.
+    """Runs when the model is a fused copy and nothing is written yet.
 
     Raises:
-        ValueError: for `dynamic=True` in a format in which our modules have not been seen to follow the size.
+        ValueError: for what would be written, but not be right.
     """
-    dynamic, format = bool(exporter.args.dynamic), exporter.args.format
-    if dynamic and format not in ANY_SIZE_FORMATS and fusion.is_size_bound(exporter.model):
-        raise ValueError(
-            f"dynamic=True is given for format={format}, but the backbone of this model can be exported for any size "
-            f"only as {', '.join(ANY_SIZE_FORMATS)}. Leave dynamic out, and give the size you need: imgsz=height,width."
-        )
-    fusion.record_any_size(exporter.model, dynamic)
+    model, options = exporter.model, exporter.args
+    if not any(isinstance(module, backbone.Backbone) for module in model.modules()):
+        return
+    exporting.refuse_misfits(model, options.format, dynamic=bool(options.dynamic))
+    fusion.record_for(model, options.format, any_size=bool(options.dynamic))
+    if options.format in exporting.FLOAT_EXPECTATION_FORMATS and getattr(options, "quantize", None) in exporting.INT8:
+        _expect_in_float(model)
+    for name in (f"export_{options.format}", "export_saved_model"):  # the way to pb and edgetpu begins with the latter
+        if (step := getattr(exporter, name, None)) is not None:
+            setattr(exporter, name, _all_or_nothing(step, exporter))
+
+
+def _expect_in_float(model: nn.Module) -> None:
+    """Keep the expectation over a box's distances out of quantisation, in every head that computes it."""
+    block = importlib.import_module("ultralytics.nn.modules.block")
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return exporting.expected_distances(x, self.conv.weight.flatten())
+
+    for module in model.modules():
+        if isinstance(module, block.DFL):
+            module.forward = types.MethodType(forward, module)
+
+
+def _all_or_nothing(step: Callable[..., Any], exporter: Any) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with exporting.all_or_nothing(Path(exporter.file), exporter.args.format):
+            return step(*args, **kwargs)
+
+    return run
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from yolo_lightbackbones.circular import (
     FixedConv,
     circulant,
     circular_conv,
+    records_matrix,
     resize,
     symbolic_circular_conv,
     symbolic_resize,
@@ -237,8 +238,10 @@ class FoldedParCBranch(fusion.SizeBound):
     def forward(self, x: Tensor) -> Tensor:
         if self.any_size and fusion.is_recording():
             return x + self._symbolic_branch(x)
-        first, second = self._convs(int(x.shape[2]), int(x.shape[3]))
-        return x + second(first(x))
+        out = x
+        for conv in self._convs(int(x.shape[2]), int(x.shape[3])):
+            out = conv(out, as_matrix=not fusion.is_recording() or records_matrix(self.format, conv.length))
+        return x + out
 
     def _symbolic_branch(self, x: Tensor) -> Tensor:
         """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
