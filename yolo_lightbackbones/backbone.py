@@ -192,6 +192,17 @@ class Backbone(fusion.Fusible):
                 self.stem = conv
         return self
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should spare besides norms and biases, as in timm.
+
+        Every module of a family lists its own in the class attribute `no_weight_decay_names`.
+        """
+        return {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            for name in getattr(module, "no_weight_decay_names", ())
+        }
+
     @classmethod
     def resolve_variant(cls, name: str) -> str:
         """The short name of a variant given as `m0_9`, `m0.9`, or `repvit_m0_9`.

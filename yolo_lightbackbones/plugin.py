@@ -5,8 +5,9 @@ Four seams, each the smallest there is, each checked for before it is touched:
 1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
 3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
-4. Its callback `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would
-   spoil is kept out of it, and what a failed export has written is removed.
+4. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
+   `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would spoil
+   is kept out of it, and what a failed export has written is removed.
 
 Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
 """
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_lightbackbones import backbone, configs, exporting, fusion, layers, registry, rows
+from yolo_lightbackbones import backbone, configs, exporting, fusion, layers, registry, rows, training
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
@@ -61,9 +62,9 @@ def register() -> None:
     _replace_function(checks.check_file, _check_file(checks.check_file))
     _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
     _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
-    export_callbacks = callbacks.default_callbacks["on_export_start"]
-    export_callbacks.append(_on_export_start)
-    _undo.append(functools.partial(export_callbacks.remove, _on_export_start))
+    for event, callback in _CALLBACKS.items():
+        callbacks.default_callbacks[event].append(callback)
+        _undo.append(functools.partial(callbacks.default_callbacks[event].remove, callback))
 
 
 def unregister() -> None:
@@ -169,6 +170,17 @@ def _all_or_nothing(step: Callable[..., Any], exporter: Any) -> Callable[..., An
     return run
 
 
+def _on_pretrain_routine_end(trainer: Any) -> None:
+    """Runs on every worker when the optimizer is built, and on resuming filled, and nothing is trained yet."""
+    try:
+        training.regroup(trainer.optimizer, trainer.model)
+    except ValueError as error:
+        warnings.warn(f"{error} Ultralytics {_version()} trains it as it trains its own layers.", stacklevel=2)
+
+
+_CALLBACKS = {"on_export_start": _on_export_start, "on_pretrain_routine_end": _on_pretrain_routine_end}
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,8 +202,9 @@ def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType)
             missing.append(f"{label} is gone")
         elif list(inspect.signature(found).parameters)[: len(arguments)] != arguments:
             missing.append(f"{label}{inspect.signature(found)} does not start with ({', '.join(arguments)})")
-    if not isinstance(getattr(callbacks, "default_callbacks", {}).get("on_export_start"), list):
-        missing.append("ultralytics.utils.callbacks.base.default_callbacks has no 'on_export_start'")
+    for event in _CALLBACKS:
+        if not isinstance(getattr(callbacks, "default_callbacks", {}).get(event), list):
+            missing.append(f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}")
     clashes = [name for name in (*registry.families(), rows.TAP) if hasattr(tasks, name)]
     return missing + [f"ultralytics.nn.tasks has a {name} of its own" for name in clashes]
 

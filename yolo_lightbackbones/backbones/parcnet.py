@@ -164,6 +164,8 @@ class PositionEmbedding(nn.Module):
     (B, dim, H, W) -> the same; the embedding varies along its axis alone.
     """
 
+    no_weight_decay_names = ("weight",)
+
     def __init__(self, dim: int, length: int, axis: Axis) -> None:
         super().__init__()
         self.axis: Axis = axis

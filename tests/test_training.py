@@ -1,0 +1,143 @@
+"""Optimizer groups: layer scales and position embeddings do not decay, and Muon gets matrices alone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.engine.trainer import BaseTrainer
+
+from yolo_lightbackbones import training
+
+FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
+
+
+def detector(family: str) -> Any:
+    torch.manual_seed(0)
+    return YOLO(f"yolov5n_{family}.yaml").model.train()
+
+
+def stock_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
+    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 80})
+    return BaseTrainer.build_optimizer(trainer, model, name=name, lr=0.01, decay=0.05)
+
+
+def membership(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, str]:
+    """Parameter name -> kind of its group; every parameter in exactly one."""
+    kinds = {id(p): group["param_group"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(kinds)
+    return {name: kinds[id(param)] for name, param in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups(family: str, name: str) -> None:
+    model = detector(family)
+    optimizer = stock_optimizer(model, name)
+    before = membership(optimizer, model)
+    moved = training.regroup(optimizer, model)
+    after = membership(optimizer, model)
+    assert moved == sum(before[key] != after[key] for key in before)
+
+    matrix = "muon" if name == "MuSGD" else "weight"
+    modules = dict(model.model[0].named_modules())
+    for key, kind in after.items():
+        if not key.startswith("model.0."):
+            assert kind == before[key], "the neck is Ultralytics' own business"
+            continue
+        owner, _, leaf = key.removeprefix("model.0.").rpartition(".")
+        module = modules[owner]
+        if "layer_scale" in leaf or owner.endswith((".pos1", ".pos2")):
+            assert kind == "bn", key
+        elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            assert kind == ("bn" if leaf == "weight" else "bias"), key
+        elif leaf == "bias":
+            assert kind == "bias", key
+        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            assert kind == matrix, key
+        else:  # depthwise and circular kernels
+            assert kind == "weight", key
+    spared = {key for key in after if "layer_scale" in key or ".pos1." in key}
+    assert bool(spared) == (family in {"conv2former", "parcnet"})
+    if spared:
+        assert {before[key] for key in spared} <= {"weight", "muon"}, "without us they would have decayed"
+    if name == "MuSGD":
+        assert moved > 10, "all four families have depthwise kernels"
+
+
+def test_models_without_our_backbones_are_left_alone() -> None:
+    model = YOLO("yolov8n.yaml").model
+    optimizer = stock_optimizer(model, "MuSGD")
+    assert training.regroup(optimizer, model) == 0
+
+
+def test_other_optimizers_are_told_apart() -> None:
+    model = detector("conv2former")
+    groups = [{"params": list(model.parameters()), "param_group": "weight"}]
+    with pytest.raises(ValueError, match="no group 'bn'"):
+        training.regroup(torch.optim.SGD(groups, lr=0.1), model)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "MuSGD"])
+def test_saved_states_keep_the_stock_order_and_resume(name: str) -> None:
+    """Interrupted and resumed, with the state in a stock optimizer's order in between, training goes the same way."""
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+    model = detector("parcnet")
+    optimizer = stock_optimizer(model, name)
+    stock = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    assert training.regroup(optimizer, model) > 0
+    step(model, optimizer, 0)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    assert [group["params"] for group in state["param_groups"]] == [group["params"] for group in stock]
+    step(model, optimizer, 1)
+
+    resumed = detector("parcnet")
+    resumed.load_state_dict(weights)
+    again = stock_optimizer(resumed, name)
+    again.load_state_dict(state)
+    training.regroup(again, resumed)
+    step(resumed, again, 1)
+    for (key, expected), seen in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(seen, expected, rtol=0, atol=0, msg=key)
+
+
+@pytest.mark.slow
+def test_a_training_run_is_regrouped_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from yolo_lightbackbones.digits import build_digits
+
+    folder = build_digits(tmp_path / "digits", train_images=8, val_images=2)
+    (data := tmp_path / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnc: 10\n")
+    seen = []
+
+    def look(trainer: Any) -> None:
+        seen.append(membership(trainer.optimizer, trainer.model))
+
+    def interrupt(trainer: Any) -> None:
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    run = YOLO("yolov5n_parcnet.yaml")
+    run.add_callback("on_train_start", look)
+    run.add_callback("on_model_save", interrupt)
+    options = {"imgsz": 64, "batch": 4, "epochs": 2, "optimizer": "MuSGD", "workers": 0, "amp": False, "plots": False}
+    with pytest.raises(KeyboardInterrupt):
+        run.train(data=str(data), project=str(tmp_path), name="run", **options)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    again = YOLO(last)
+    again.add_callback("on_train_start", look)
+    again.train(resume=True)
+    assert seen[0] == seen[1]
+    assert {kind for key, kind in seen[1].items() if ".pos1." in key} == {"bn"}
