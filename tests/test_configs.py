@@ -15,9 +15,10 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from yolo_lightbackbones import registry
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
-MODELS = [
-    (path.name, letter) for path in sorted(CFG.glob("*.yaml")) for letter in yaml.safe_load(path.read_text())["scales"]
-]
+YAMLS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CFG.glob("*.yaml"))}
+MODELS = [(name, letter) for name, config in YAMLS.items() for letter in config.get("scales", ())]
+CLASSIFIERS = [name for name in YAMLS if name.endswith("-cls.yaml")]
+RECIPES = sorted(path.name for path in (CFG / "recipes").glob("*.yaml"))
 
 
 def scaled(name: str, letter: str) -> str:
@@ -31,9 +32,11 @@ def _freed() -> Iterator[None]:
     gc.collect()
 
 
-def test_every_family_has_a_yaml() -> None:
-    named = {yaml.safe_load((CFG / name).read_text())["backbone"][0][2] for name, _ in MODELS}
-    assert named == set(registry._BUILT_IN)
+def test_every_family_has_its_yamls() -> None:
+    for names in ({name for name, _ in MODELS}, CLASSIFIERS):
+        assert {YAMLS[name]["backbone"][0][2] for name in names} == set(registry._BUILT_IN)
+    families = {name.removeprefix("yolov5_").removesuffix(".yaml") for name, _ in MODELS}
+    assert {f"{family}_{start}.yaml" for family in families for start in ("scratch", "pretrained")} <= set(RECIPES)
 
 
 @pytest.mark.parametrize(("name", "letter"), MODELS)
@@ -50,3 +53,41 @@ def test_it_builds_at_every_scale(name: str, letter: str) -> None:
     comment = re.search(rf"^  {letter}: \[.*\] # (\S+)$", (CFG / name).read_text(), re.MULTILINE)
     assert comment
     assert comment[1].split("-")[-1].lower().replace(".", "_") == variant
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_pretrains_a_detectors_backbone(name: str, tmp_path: Path) -> None:
+    """What `yolo classify train` saves, `lightbackbones convert` makes a detector of: every weight of the backbone."""
+    from typer.testing import CliRunner
+    from ultralytics import YOLO
+
+    from yolo_lightbackbones.cli import app
+
+    classifier = YOLO(name)
+    assert classifier.task == "classify"
+    classifier.model.eval()
+    with torch.no_grad():
+        out = classifier.model(torch.rand(2, 3, 64, 96))
+    assert (out[0] if isinstance(out, tuple) else out).shape == (2, 1000)
+    classifier.save(best := tmp_path / "best.pt")
+    model = f"yolov5_{name.removesuffix('-cls.yaml')}.yaml"
+    arguments = ["convert", str(best), "-m", model, "-s", "n", "-o", str(tmp_path / "init.pt")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    trained = classifier.model.model[0].float().state_dict()
+    converted = YOLO(tmp_path / "init.pt").model.model[0].float().state_dict()
+    assert list(trained) == list(converted)
+    for key, tensor in trained.items():
+        # Ultralytics saves its checkpoints in half precision.
+        torch.testing.assert_close(converted[key], tensor.half().float() if tensor.is_floating_point() else tensor)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_found_by_name_and_hold_known_arguments_alone(name: str) -> None:
+    from ultralytics.cfg import get_cfg
+    from ultralytics.utils import YAML, checks
+
+    recipe = YAML.load(checks.check_yaml(name))
+    arguments = get_cfg(overrides=recipe)
+    assert arguments.optimizer == "AdamW"
+    assert all(getattr(arguments, key) == value for key, value in recipe.items())

@@ -63,11 +63,15 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[
 
 def _pickled_classes(path: Path) -> list[str]:
     """Dotted names of the classes and functions that reading a `torch.save` file in full would call; runs nothing."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # what a file is must not depend on what others have allowed meanwhile
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception:  # not in torch.save's present format, or damaged: then nearly anything can be raised
-            return []
+    except Exception:  # not in torch.save's present format, or damaged: then nearly anything can be raised
+        return []
+    finally:
+        torch.serialization.add_safe_globals(allowed)
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Tensor]:

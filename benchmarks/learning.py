@@ -1,0 +1,261 @@
+"""Do detectors on these backbones learn as well as the stock ones? Same recipe, same data, several seeds.
+
+    python benchmarks/learning.py --data bccd=bccd.yaml digits --scales n s --seeds 0 1 2
+
+Every run is `yolo train cfg=RECIPE model=... data=... seed=...` in a process of its own, then `yolo val split=test` of
+its best.pt. Results are added to docs/accuracy.json as they come, and runs that are there are not repeated, so that the
+command can be interrupted and given again; `--jobs 2` runs two at a time. At the end, or with `--report` alone,
+docs/accuracy.md gets the tables and docs/accuracy-DATA.png the learning curves.
+
+BCCD: github.com/Shenggan/BCCD_Dataset with its own splits, as a YOLO data set. digits: drawn here, 800 images to train
+on, 200 to validate with and 200 to test on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "accuracy.json"
+PAGE = ROOT / "docs" / "accuracy.md"
+BEGIN, END = "<!-- learning: written by benchmarks/learning.py -->", "<!-- learning: end -->"
+FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
+MODELS = ("stock", *FAMILIES)
+SIZES: dict[str, dict[str, Any]] = {
+    "bccd": {"imgsz": 160, "epochs": 30, "batch": 16, "nbs": 16},
+    "digits": {"imgsz": 128, "epochs": 10, "batch": 16, "nbs": 16, "fliplr": 0.0},
+}
+"""Beside the recipe. Sized to two CPU cores: small images, few epochs; a mirrored digit is not a digit."""
+BAR = 0.97
+
+Row = dict[str, Any]
+
+
+def yaml_of(model: str, scale: str) -> str:
+    return f"yolov5{scale}.yaml" if model == "stock" else f"yolov5{scale}_{model}.yaml"
+
+
+def recipe_of(model: str) -> str:
+    return "yolov5_scratch.yaml" if model == "stock" else f"{model}_scratch.yaml"
+
+
+# --- one run, in a process of its own ---------------------------------------------------------------------------------
+
+
+def train(row: Row, data: str, folder: str) -> Row:
+    """Train and test one detector; returns the row with its results."""
+    import torch
+    from ultralytics import YOLO
+    from ultralytics.utils import YAML
+    from ultralytics.utils.torch_utils import get_flops
+
+    recipe = YAML.load(ROOT / "cfg" / "recipes" / recipe_of(row["model"]))
+    settings = {**recipe, **SIZES[row["data"]], "seed": row["seed"]}
+    name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}"
+    quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True}
+    detector = YOLO(yaml_of(row["model"], row["scale"]))
+    began = time.perf_counter()
+    detector.train(data=data, project=folder, name=name, **settings, **quiet)
+    seconds = time.perf_counter() - began
+    weights = Path(folder, name, "weights", "best.pt")
+    options = {"imgsz": settings["imgsz"], "split": "test", "plots": False, "verbose": False, "workers": 0}
+    tested = YOLO(weights).val(data=data, project=folder, name=f"{name}-test", exist_ok=True, **options)
+    with (weights.parent.parent / "results.csv").open() as file:
+        curve = [float(line["metrics/mAP50-95(B)"]) for line in csv.DictReader(file)]
+    images = len(detector.trainer.train_loader.dataset)
+    model = YOLO(yaml_of(row["model"], row["scale"])).model
+    return row | {
+        "settings": settings,
+        "map50": float(tested.box.map50),
+        "map": float(tested.box.map),
+        "curve": curve,
+        "images_per_second": images * len(curve) / seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": get_flops(model, 640),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+    }
+
+
+def run_apart(row: Row, data: str, folder: Path) -> Row | None:
+    environment = {**os.environ, "YOLO_AUTOINSTALL": "false"}
+    command = [sys.executable, __file__, "--job", json.dumps([row, data, str(folder)])]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not lines:
+        reason = (process.stderr.strip() or "no output").splitlines()[-1]
+        print(f"failed: {row}: {reason}", file=sys.stderr, flush=True)
+        return None
+    result: Row = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def key(row: Row) -> tuple[str, str, str, int]:
+    return row["data"], row["scale"], row["model"], row["seed"]
+
+
+def load() -> list[Row]:
+    rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    return rows
+
+
+def spread(values: Iterable[float]) -> str:
+    values = list(values)
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.3f} ± {half:.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+
+
+def epochs_to(curve: list[float], share: float = 0.9) -> int:
+    """The first epoch whose mAP50-95 on the val split reaches this share of the last epoch's."""
+    return next(i for i, value in enumerate(curve, start=1) if value >= share * curve[-1])
+
+
+def tables(rows: list[Row]) -> str:
+    parts = []
+    for data, scale in dict.fromkeys((row["data"], row["scale"]) for row in sorted(rows, key=key)):
+        own = {m: [r for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, m)] for m in MODELS}
+        stock = statistics.mean(r["map"] for r in own["stock"]) if own["stock"] else None
+        size = ", ".join(f"{name} {value}" for name, value in SIZES[data].items())
+        parts.append(
+            f"### {data}, scale {scale} ({size})\n\n"
+            "| model | M parameters | GFLOPs @640 | seeds | mAP50 | mAP50-95 | of stock | epochs to 90 % | images/s |\n"
+            "|---|---|---|---|---|---|---|---|---|"
+        )
+        for model, found in own.items():
+            if not found:
+                continue
+            ratio = statistics.mean(r["map"] for r in found) / stock if stock else None
+            share = "" if ratio is None else f"**{ratio:.2f}**" if ratio < BAR else f"{ratio:.2f}"
+            cells = [
+                yaml_of(model, scale).removesuffix(".yaml"),
+                f"{found[0]['parameters'] / 1e6:.2f}",
+                f"{found[0]['gflops']:.1f}",
+                len(found),
+                spread(r["map50"] for r in found),
+                spread(r["map"] for r in found),
+                share,
+                round(statistics.mean(epochs_to(r["curve"]) for r in found)),
+                round(statistics.mean(r["images_per_second"] for r in found), 1),
+            ]
+            parts.append("| " + " | ".join(map(str, cells)) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def draw(rows: list[Row]) -> list[Path]:
+    """The learning curves of each data set, mean over the seeds, as small pictures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    files = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        scales = sorted({row["scale"] for row in rows if row["data"] == data}, key="nsmlx".index)
+        figure, axes = plt.subplots(1, len(scales), figsize=(5 * len(scales), 3.4), squeeze=False, sharey=True)
+        for axis, scale in zip(axes[0], scales, strict=True):
+            for model in MODELS:
+                curves = [r["curve"] for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, model)]
+                if curves:
+                    mean = [statistics.mean(values) for values in zip(*curves, strict=False)]
+                    style = {"color": "black", "linestyle": "--"} if model == "stock" else {}
+                    axis.plot(range(1, len(mean) + 1), mean, label=f"{model} ({len(curves)})", **style)
+            axis.set(title=f"{data}, scale {scale}", xlabel="epoch", ylabel="mAP50-95, val split")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(file := PAGE.parent / f"accuracy-{data}.png", dpi=90)
+        plt.close(figure)
+        files.append(file)
+    return files
+
+
+def report() -> None:
+    rows = load()
+    pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(rows))
+    text = (
+        "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
+        f"in bold where a family is below {BAR} of the stock model of the same letter. {rows[0]['machine']}, torch "
+        f"{rows[0]['torch']}.\nImages per second are of training with validation, one run per core.\n\n"
+        f"{tables(rows)}\n{pictures}"
+    )
+    before, after = "# Accuracy\n\n", "\n"
+    if PAGE.is_file() and BEGIN in (page := PAGE.read_text()):
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def data_yaml(name: str, given: str, folder: Path) -> str:
+    if given:
+        return str(Path(given).absolute())
+    if name != "digits":
+        sys.exit(f"error: where is {name}? Give --data {name}=FILE.yaml")
+    from yolo_lightbackbones.digits import build_digits
+
+    digits = build_digits(folder / "digits", train_images=800, val_images=400)
+    pictures = sorted((digits / "images" / "val").iterdir())
+    for split, files in (("val", pictures[:200]), ("test", pictures[200:])):
+        (folder / f"digits-{split}.txt").write_text("".join(f"{file}\n" for file in files))
+    text = f"path: {folder}\ntrain: {digits}/images/train\nval: digits-val.txt\ntest: digits-test.txt\nnc: 10\n"
+    (file := folder / "digits.yaml").write_text(text)
+    return str(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="*", default=["digits"], metavar="NAME[=YAML]", help="bccd=FILE, digits")
+    parser.add_argument("--scales", nargs="*", default=["n", "s"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for the runs themselves")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--report", action="store_true", help="write the page from the results that are there")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print("RESULT " + json.dumps(train(*json.loads(arguments.job))))
+        return
+    if not arguments.report:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        rows = load()
+        wanted = []
+        for entry in arguments.data:
+            name, _, given = entry.partition("=")
+            data = data_yaml(name, given, arguments.folder.absolute())
+            wanted += [
+                ({"data": name, "scale": scale, "model": model, "seed": seed}, data)
+                for seed in arguments.seeds
+                for scale in arguments.scales
+                for model in arguments.models
+            ]
+        wanted = [(row, data) for row, data in wanted if key(row) not in {key(found) for found in rows}]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            runs = [pool.submit(run_apart, row, data, arguments.folder.absolute()) for row, data in wanted]
+            for run in runs:
+                if (row := run.result()) is not None:
+                    rows = sorted([*load(), row], key=key)
+                    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                    print(*key(row), f"mAP50 {row['map50']:.3f}, mAP50-95 {row['map']:.3f}", flush=True)
+    report()
+
+
+if __name__ == "__main__":
+    main()

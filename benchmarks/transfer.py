@@ -1,0 +1,123 @@
+"""Does pretraining arrive? A backbone that has learned to tell digits apart, in a detector that sees few of them.
+
+    python benchmarks/transfer.py [--families repvit edgevit] [--seeds 0 1 2]
+
+Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
+alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
+scratch, everything else equal. Writes docs/transfer.json as results come; runs that are there are not repeated.
+`docs/accuracy.md` gets the table from `python benchmarks/learning.py --report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "transfer.json"
+FAMILIES = ("repvit", "edgevit")
+SIDE = 64  # pixels of a single digit
+COPIES = 2  # of each scan, in other colours
+CLASSIFY = {"imgsz": SIDE, "epochs": 12, "batch": 32, "fliplr": 0.0}
+DETECT = {"imgsz": 128, "epochs": 30, "batch": 8, "fliplr": 0.0, "fraction": 0.1}
+
+Row = dict[str, Any]
+
+
+def single_digits(detection: Path, folder: Path) -> Path:
+    """An image folder, a class each, of the scans that the detection set's train images were drawn from."""
+    import cv2
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from yolo_lightbackbones.digits import CLASS_NAMES
+
+    if folder.is_dir():
+        return folder
+    sources = json.loads((detection / "sources.json").read_text())["images"]
+    scans = sorted({scan for name, used in sources.items() if name.startswith("train/") for scan in used})
+    bundle, rng = load_digits(), np.random.default_rng(0)
+    for number, scan in enumerate(scans):
+        split = "val" if number % 10 == 0 else "train"
+        place = folder / split / CLASS_NAMES[bundle.target[scan]]
+        place.mkdir(parents=True, exist_ok=True)
+        for copy in range(COPIES):
+            ink = cv2.resize(bundle.images[scan] / 16, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 1)[
+                ..., None
+            ]
+            paper, pen = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
+            if abs(paper.mean() - pen.mean()) < 60:
+                pen = 255 - pen if abs(paper.mean() - 127) > 30 else np.zeros(3)
+            picture = paper + ink * (pen - paper) + rng.normal(0, 5, (SIDE, SIDE, 3))
+            cv2.imwrite(str(place / f"{scan}-{copy}.png"), picture.clip(0, 255).astype(np.uint8))
+    return folder
+
+
+def command(*words: object) -> None:
+    subprocess.run([str(word) for word in words], check=True, env={**os.environ, "YOLO_AUTOINSTALL": "false"})
+
+
+def pretrained(family: str, digits: Path, folder: Path) -> Path:
+    """A detector's checkpoint whose backbone was trained to classify."""
+    target = folder / f"{family}-init.pt"
+    if not target.is_file():
+        scripts = Path(sysconfig.get_path("scripts"))
+        options = [f"{key}={value}" for key, value in {**CLASSIFY, "project": folder, "name": f"{family}-cls"}.items()]
+        quiet = ["workers=0", "amp=False", "plots=False", "exist_ok=True"]
+        command(scripts / "yolo", "classify", "train", f"model={family}-cls.yaml", f"data={digits}", *options, *quiet)
+        best = folder / f"{family}-cls" / "weights" / "best.pt"
+        command(scripts / "lightbackbones", "convert", best, "-m", f"yolov5_{family}.yaml", "-s", "n", "-o", target)
+    return target
+
+
+def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
+    """Train on a tenth of the pictures; mAP on the test split."""
+    from ultralytics import YOLO
+    from ultralytics.utils import YAML
+
+    recipe = YAML.load(ROOT / "cfg" / "recipes" / f"{family}_scratch.yaml")
+    name = f"{family}-{start}-{seed}"
+    weights = str(folder / f"{family}-init.pt") if start == "pretrained" else False
+    quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True, "val": False}
+    detector = YOLO(f"yolov5n_{family}.yaml")
+    settings = {**recipe, **DETECT, "seed": seed, "pretrained": weights}
+    detector.train(data=data, project=str(folder), name=name, **settings, **quiet)
+    last = folder / name / "weights" / "last.pt"
+    options = {"imgsz": DETECT["imgsz"], "split": "test", "plots": False, "verbose": False, "workers": 0}
+    metrics = YOLO(last).val(data=data, project=str(folder), name=f"{name}-test", exist_ok=True, **options)
+    return {"family": family, "start": start, "seed": seed, "map50": metrics.box.map50, "map": metrics.box.map}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from learning import data_yaml
+
+    folder = arguments.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    data = data_yaml("digits", "", folder)
+    digits = single_digits(folder / "digits", folder / "single-digits")
+    for family in arguments.families:
+        pretrained(family, digits, folder)
+        for seed in arguments.seeds:
+            for start in ("scratch", "pretrained"):
+                rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+                if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in rows}:
+                    continue
+                rows.append(detect(family, start, seed, data, folder))
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                print("RESULT", rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
