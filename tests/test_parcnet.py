@@ -165,7 +165,15 @@ def test_both_forms_of_a_fixed_convolution_are_equal(axis: int, length: int) -> 
 
 @pytest.mark.parametrize(
     ("format", "operator"),
-    [("torchscript", "aten::matmul"), ("ncnn", "aten::_convolution"), ("onnx", "aten::_convolution")],
+    [
+        ("torchscript", "aten::matmul"),
+        ("litert", "aten::matmul"),
+        ("openvino-int8", "aten::matmul"),
+        ("litert-int8", "aten::_convolution"),
+        ("ncnn", "aten::_convolution"),
+        ("onnx", "aten::_convolution"),
+        ("of-tomorrow", "aten::_convolution"),
+    ],
 )
 def test_the_format_chooses_the_form(format: str, operator: str) -> None:
     """A map 24 long is a matrix product where that was measured to be much faster, a convolution elsewhere."""

@@ -28,10 +28,15 @@ convolution is faster up to 40 and hardly slower at 80.
 UNMEASURED = 64
 """The same for formats that cannot be timed on Linux: a map large enough to win in every other runtime."""
 
+CONVOLUTIONS_ONLY = ("litert-int8",)
+"""LiteRT multiplies a matrix of integers with floats from the right alone."""
+
 
 def records_matrix(format: str, length: int) -> bool:
-    """Whether an export in this format holds the convolutions of maps of this length as matrix products."""
-    return length >= MATRIX_FROM.get(format, UNMEASURED)
+    """Whether an export holds the convolutions of maps of this length as matrix products; see `fusion.SizeBound`."""
+    if format in CONVOLUTIONS_ONLY:
+        return False
+    return length >= MATRIX_FROM.get(format.removesuffix("-int8"), UNMEASURED)
 
 
 def resize(weight: Tensor, axis: Axis, length: int) -> Tensor:

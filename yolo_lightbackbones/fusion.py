@@ -62,7 +62,8 @@ class SizeBound(nn.Module):
     """Whether a recording must hold for any size."""
 
     format = "torchscript"
-    """What the recording becomes, in Ultralytics' names of export formats: a family may know what is fast there."""
+    """What the recording becomes, in Ultralytics' names of export formats, with "-int8" behind it where weights become
+    integers: a family may know what is fast there, or does not work."""
 
     def shape_of(self, x: Tensor) -> Sequence[int]:
         """The shape of `x`; constant in a trace for one size, since NCNN takes no computed shapes."""

@@ -141,8 +141,9 @@ def _on_export_start(exporter: Any) -> None:
     if not any(isinstance(module, backbone.Backbone) for module in model.modules()):
         return
     exporting.refuse_misfits(model, options.format, dynamic=bool(options.dynamic))
-    fusion.record_for(model, options.format, any_size=bool(options.dynamic))
-    if options.format in exporting.FLOAT_EXPECTATION_FORMATS and getattr(options, "quantize", None) in exporting.INT8:
+    int8 = getattr(options, "quantize", None) in exporting.INT8
+    fusion.record_for(model, options.format + "-int8" * int8, any_size=bool(options.dynamic))
+    if int8 and options.format in exporting.FLOAT_EXPECTATION_FORMATS:
         _expect_in_float(model)
     for name in (f"export_{options.format}", "export_saved_model"):  # the way to pb and edgetpu begins with the latter
         if (step := getattr(exporter, name, None)) is not None:
