@@ -1,24 +1,16 @@
-"""The `lightbackbones` command."""
+"""`lightbackbones convert`: published weights into a checkpoint that Ultralytics trains from."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from yolo_lightbackbones import __version__
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Light backbones for Ultralytics YOLO.",
-)
+from yolo_lightbackbones.cli.common import UserError, errors_for_users
 
 MODELS = {
     "detect": "DetectionModel",
@@ -30,17 +22,6 @@ MODELS = {
 """Task -> class in `ultralytics.nn.tasks` that builds its models."""
 
 
-class UserError(Exception):
-    """Something the user can put right; its text is all there is to say."""
-
-
-@app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
-    if version:
-        typer.echo(f"yolo_lightbackbones {__version__}")
-
-
-@app.command()
 def convert(
     weights: Annotated[
         str,
@@ -61,7 +42,7 @@ def convert(
 
     Train from it with `yolo train model=init.pt data=...`, or with `pretrained=init.pt` and a model YAML.
     """
-    with _errors_for_users():
+    with errors_for_users():
         _check_output(output, force)
         config = _read_model_yaml(model, scale)
         net = _build(config, model, channels)
@@ -74,16 +55,6 @@ def convert(
         for title, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
             console.print(f"{title}: {', '.join(keys) or 'none'}", markup=False)
     console.print(f"Wrote {output}. Train from it: yolo train model={output} data=...", markup=False)
-
-
-@contextlib.contextmanager
-def _errors_for_users() -> Iterator[None]:
-    """A mistake of the user's becomes a message on stderr and exit code 1."""
-    try:
-        yield
-    except (UserError, ValueError, OSError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False)
-        raise typer.Exit(1) from error
 
 
 def _check_output(output: Path, force: bool) -> None:

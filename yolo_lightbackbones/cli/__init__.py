@@ -1,0 +1,30 @@
+"""The `lightbackbones` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from yolo_lightbackbones import __version__
+from yolo_lightbackbones.cli import coco_eval, coco_prepare, convert
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Light backbones for Ultralytics YOLO.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        typer.echo(f"yolo_lightbackbones {__version__}")
+
+
+app.command()(convert.convert)
+app.command()(coco_eval.coco_eval)
+app.command()(coco_prepare.coco_prepare)

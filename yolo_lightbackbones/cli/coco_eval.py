@@ -1,0 +1,189 @@
+"""`lightbackbones coco-eval`: the official COCO numbers of a predictions file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from yolo_lightbackbones.cli.common import UserError, errors_for_users
+
+if TYPE_CHECKING:  # it imports numpy, which `lightbackbones --help` does without
+    from yolo_lightbackbones.coco.evaluation import Evaluation
+    from yolo_lightbackbones.coco.ground_truth import GroundTruth
+
+
+class CategoryMap(str, Enum):
+    """How the category ids of the predictions become COCO's, which run from 1 to 90 with gaps."""
+
+    COCO80 = "coco80"
+    COCO80_FROM_1 = "coco80-from-1"
+
+
+class IouKind(str, Enum):
+    BBOX = "bbox"
+    SEGM = "segm"
+
+
+def coco_eval(
+    predictions: Annotated[Path, typer.Argument(help="predictions.json, as `yolo val save_json=True` writes it.")],
+    *,
+    annotations: Annotated[
+        Path, typer.Option("--annotations", "-a", help="Annotations in COCO's format, such as instances_val2017.json.")
+    ],
+    category_map: Annotated[
+        CategoryMap | None,
+        typer.Option(
+            help="Translate the category ids of the predictions into COCO's: coco80 takes class ids 0 to 79, "
+            "coco80-from-1 takes 1 to 80, which `yolo val` writes where it does not recognise the data as COCO.",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Evaluate on the images of this list alone: one path (or image id) per line."),
+    ] = None,
+    only_predicted: Annotated[
+        bool,
+        typer.Option("--only-predicted", help="Evaluate on the images that have predictions alone. Flattering."),
+    ] = False,
+    iou_type: Annotated[IouKind, typer.Option(help="Compare boxes or masks.")] = IouKind.BBOX,
+    per_class: Annotated[bool, typer.Option("--per-class", help="The average precision of every class too.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw precision against recall into this .png, .svg or .pdf file.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing plot.")] = False,
+) -> None:
+    """Evaluate detections as the COCO challenge does: twelve numbers, by pycocotools.
+
+    All images of the annotations count, also those without objects and those without predictions.
+    """
+    with errors_for_users():
+        from yolo_lightbackbones.coco.evaluation import evaluate
+        from yolo_lightbackbones.coco.ground_truth import read_ground_truth
+        from yolo_lightbackbones.coco.predictions import (
+            check_categories,
+            map_categories,
+            match_images,
+            read_predictions,
+        )
+        from yolo_lightbackbones.coco.selection import read_image_list
+
+        _check_options(plot, force, images, only_predicted)
+        truth = read_ground_truth(annotations, masks=iou_type is IouKind.SEGM)
+        detections = read_predictions(predictions, iou_type.value)
+        if category_map is not None:
+            table = _category_maps()[category_map.value]
+            detections = map_categories(detections, table, f"--category-map {category_map.value}")
+        check_categories(detections, truth, _category_maps)
+        matched = match_images(detections, truth)
+        chosen: set[int] | None = None
+        if images is not None:
+            chosen = read_image_list(images, truth)
+        elif only_predicted:
+            chosen = {detection["image_id"] for detection in matched.predictions}
+        messages = Console(stderr=True, highlight=False, soft_wrap=True)
+        with messages.status(f"Evaluating {len(matched.predictions)} predictions"):
+            result = evaluate(truth, matched.predictions, images=chosen, iou_type=iou_type.value)
+        if plot is not None:
+            from yolo_lightbackbones.coco.plot import plot_curves
+
+            plot_curves(result, plot, f"{predictions.name}, {result.images} images")
+    # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
+    report = messages if as_json else Console(highlight=False, soft_wrap=True)
+    report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
+    if as_json:
+        typer.echo(json.dumps(_json(result, per_class)))
+    else:
+        tables = Console(highlight=False)
+        tables.print(_metrics_table(result))
+        if per_class:
+            tables.print(_class_table(result))
+    if plot is not None:
+        report.print(f"Wrote {plot}.", markup=False)
+
+
+def _check_options(plot: Path | None, force: bool, images: Path | None, only_predicted: bool) -> None:
+    """Refuse before any work what could not be done after it."""
+    if images is not None and only_predicted:
+        raise UserError("--images and --only-predicted each choose the images to evaluate on. Give one of them.")
+    if plot is None:
+        return
+    from yolo_lightbackbones.coco.plot import FORMATS
+
+    if plot.suffix.lower() not in FORMATS:
+        raise UserError(f"The plot is {plot}; its suffix must be one of {', '.join(FORMATS)}.")
+    if not plot.parent.is_dir():
+        raise UserError(f"There is no folder {plot.parent} to write {plot.name} into. Create it first.")
+    if plot.is_dir():
+        raise UserError(f"{plot} is a folder. Give the name of a file.")
+    if plot.exists() and not force:
+        raise UserError(f"{plot} exists already. Add --force to overwrite it, or choose another name.")
+
+
+def _category_maps() -> dict[str, Mapping[int, int]]:
+    """The values of --category-map as tables, from Ultralytics' own list of COCO's ids."""
+    from ultralytics.data.converter import coco80_to_coco91_class
+
+    ids = coco80_to_coco91_class()
+    return {CategoryMap.COCO80.value: dict(enumerate(ids)), CategoryMap.COCO80_FROM_1.value: dict(enumerate(ids, 1))}
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _summary(result: Evaluation, truth: GroundTruth, predictions: int, by_name: int) -> str:
+    lines = [
+        f"Evaluated {result.images} of {len(truth.images)} images: {result.objects} objects, {result.crowds} crowd "
+        f"regions, {result.predictions} predictions."
+    ]
+    if result.images_without_predictions:
+        lines.append(f"{result.images_without_predictions} of these images have no predictions.")
+    if predictions > result.predictions:
+        lines.append(f"{predictions - result.predictions} predictions on other images were left out.")
+    if by_name:
+        lines.append(f"{by_name} predictions were assigned to their images by file name.")
+    return "\n".join(lines)
+
+
+def _json(result: Evaluation, per_class: bool) -> dict[str, Any]:
+    found: dict[str, Any] = dict(result.metrics)
+    if per_class:
+        scores = map(asdict, result.classes)
+        found["per_class"] = {score.pop("name"): score for score in scores}
+    return found
+
+
+def _metrics_table(result: Evaluation) -> Table:
+    from yolo_lightbackbones.coco.evaluation import METRICS
+
+    table = Table("", "", "IoU", "area", "max. boxes", title="COCO metrics")
+    table.add_column("value", justify="right")
+    for metric in METRICS:
+        value = _text(result.metrics[metric.name])
+        table.add_row(metric.name, metric.kind, metric.iou, metric.area, str(metric.max_detections), value)
+    return table
+
+
+def _class_table(result: Evaluation) -> Table:
+    table = Table("class", title="Average precision by class")
+    for title in ("objects", "AP", "AP50", "AP75"):
+        table.add_column(title, justify="right")
+    for score in result.classes:
+        table.add_row(escape(score.name), str(score.objects), *map(_text, (score.AP, score.AP50, score.AP75)))
+    return table
+
+
+def _text(value: float) -> str:
+    """As the official tool rounds; a dash where there is no ground truth to take the number over."""
+    return "-" if value < 0 else f"{value:.3f}"

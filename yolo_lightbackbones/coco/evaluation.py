@@ -1,0 +1,190 @@
+"""The twelve numbers of the COCO detection challenge, by pycocotools itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolo_lightbackbones.coco.files import Tally
+from yolo_lightbackbones.coco.ground_truth import GroundTruth
+from yolo_lightbackbones.coco.predictions import REGIONS, IouType, Prediction
+
+
+class Metric(NamedTuple):
+    """One of the twelve numbers, and what it is taken over."""
+
+    name: str
+    kind: str
+    iou: str
+    area: str
+    max_detections: int
+
+
+METRICS = (
+    Metric("AP", "average precision", "0.50:0.95", "all", 100),
+    Metric("AP50", "average precision", "0.50", "all", 100),
+    Metric("AP75", "average precision", "0.75", "all", 100),
+    Metric("APs", "average precision", "0.50:0.95", "small", 100),
+    Metric("APm", "average precision", "0.50:0.95", "medium", 100),
+    Metric("APl", "average precision", "0.50:0.95", "large", 100),
+    Metric("AR1", "average recall", "0.50:0.95", "all", 1),
+    Metric("AR10", "average recall", "0.50:0.95", "all", 10),
+    Metric("AR100", "average recall", "0.50:0.95", "all", 100),
+    Metric("ARs", "average recall", "0.50:0.95", "small", 100),
+    Metric("ARm", "average recall", "0.50:0.95", "medium", 100),
+    Metric("ARl", "average recall", "0.50:0.95", "large", 100),
+)
+"""In the order of pycocotools' `stats`."""
+
+NOT_THERE = -1.0
+"""pycocotools' number where there is no ground truth to take one over."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    name: str
+    objects: int  # crowd regions aside, as in every number
+    AP: float
+    AP50: float
+    AP75: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    metrics: dict[str, float]  # by the names of METRICS; NOT_THERE where there is nothing to take one over
+    classes: list[ClassScore]  # one per category
+    recalls: NDArray[np.float64]  # (101,), 0 to 1
+    curves: dict[str, NDArray[np.float64]]  # IoU threshold -> precision (101,), the mean over classes with objects
+    images: int  # evaluated
+    images_without_predictions: int
+    objects: int
+    crowds: int
+    predictions: int
+
+
+def evaluate(
+    truth: GroundTruth,
+    predictions: Sequence[Prediction],
+    *,
+    images: Collection[int] | None = None,
+    iou_type: IouType = "bbox",
+) -> Evaluation:
+    """Evaluate predictions, in the annotations' ids, on `images` or on all of the annotations' images.
+
+    An image without annotations counts: what is predicted there is wrong. An image without predictions counts: what is
+    annotated there was missed.
+
+    Raises:
+        ValueError: masks of another size than their image's.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    chosen = sorted(truth.images if images is None else images)
+    inside = set(chosen)
+    evaluated = [p for p in predictions if p["image_id"] in inside]
+    if iou_type == "segm":
+        _check_mask_sizes(truth, evaluated)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per step
+        reference = COCO()
+        reference.dataset = {
+            "images": list(truth.images.values()),
+            "categories": [{"id": number, "name": name} for number, name in truth.categories.items()],
+            # Numbered anew, because pycocotools takes the number 0 for "matched nothing" and keeps one of two alike.
+            "annotations": [{**annotation, "id": i} for i, annotation in enumerate(truth.annotations, 1)],
+        }
+        reference.createIndex()
+        results = _results(reference, evaluated, iou_type) if evaluated else _none(reference)
+        evaluator = COCOeval(reference, results, iou_type)
+        evaluator.params.imgIds = chosen
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (IoU threshold, recall, class); all areas, most boxes
+    annotations = [a for a in truth.annotations if a["image_id"] in inside]
+    crowds = sum(bool(a["iscrowd"]) for a in annotations)
+    return Evaluation(
+        metrics=dict(zip((metric.name for metric in METRICS), map(float, evaluator.stats), strict=True)),
+        classes=_class_scores(truth, annotations, evaluator.params.catIds, precision),
+        recalls=np.asarray(evaluator.params.recThrs, np.float64),
+        curves={
+            "0.50": _mean_over_classes(precision[:1]),
+            "0.75": _mean_over_classes(precision[5:6]),
+            "0.50:0.95": _mean_over_classes(precision),
+        },
+        images=len(chosen),
+        images_without_predictions=len(inside - {p["image_id"] for p in evaluated}),
+        objects=len(annotations) - crowds,
+        crowds=crowds,
+        predictions=len(evaluated),
+    )
+
+
+def _results(reference: Any, predictions: list[Prediction], iou_type: IouType) -> Any:
+    """The predictions as pycocotools keeps them.
+
+    Only what is compared is passed on: where a mask comes with a box, pycocotools would take its size from the box.
+    """
+    keys = ("image_id", "category_id", "score", REGIONS[iou_type])
+    return reference.loadRes([{key: prediction[key] for key in keys} for prediction in predictions])
+
+
+def _none(reference: Any) -> Any:
+    """No predictions at all, which `loadRes` cannot read."""
+    from pycocotools.coco import COCO
+
+    empty = COCO()
+    empty.dataset = {**reference.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _check_mask_sizes(truth: GroundTruth, predictions: list[Prediction]) -> None:
+    wrong = Tally()
+    for prediction in predictions:
+        image = truth.images[prediction["image_id"]]
+        size = [image.get("height"), image.get("width")]
+        if prediction["segmentation"]["size"] != size:
+            wrong.add(f"image {prediction['image_id']}: {prediction['segmentation']['size']}, not {size}")
+    if wrong.count:
+        raise ValueError(f"{wrong.count} masks are not of their image's size [height, width]: {wrong}")
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    there = values[values > NOT_THERE]
+    return float(there.mean()) if there.size else NOT_THERE
+
+
+def _mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(thresholds, 101, classes) -> (101,); classes without objects hold NOT_THERE and are left out."""
+    there = precision[:, :, (precision > NOT_THERE).any(axis=(0, 1))]
+    if not there.size:
+        return np.full(precision.shape[1], NOT_THERE)
+    mean: NDArray[np.float64] = there.mean(axis=(0, 2))
+    return mean
+
+
+def _class_scores(
+    truth: GroundTruth, annotations: list[dict[str, Any]], order: Sequence[int], precision: NDArray[np.float64]
+) -> list[ClassScore]:
+    objects = dict.fromkeys(truth.categories, 0)
+    for annotation in annotations:
+        objects[annotation["category_id"]] += not annotation["iscrowd"]
+    names = list(truth.categories.values())
+    return [
+        ClassScore(
+            # Two categories of one name are told apart by their numbers.
+            name=truth.categories[number] + (f" ({number})" if names.count(truth.categories[number]) > 1 else ""),
+            objects=objects[number],
+            AP=_mean(precision[:, :, k]),
+            AP50=_mean(precision[0, :, k]),
+            AP75=_mean(precision[5, :, k]),
+        )
+        for k, number in enumerate(map(int, order))
+    ]

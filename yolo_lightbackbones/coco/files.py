@@ -1,0 +1,80 @@
+"""JSON files of the user's, and lists of what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_EXAMPLES = 5
+
+
+@dataclass
+class Tally:
+    """How often something was seen, with the first few examples."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: object, times: int = 1) -> None:
+        self.count += times
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(str(example))
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{', '.join(self.examples)}{more}"
+
+
+def shortened(values: Iterable[object]) -> str:
+    """The first few values as a list in words."""
+    tally = Tally()
+    for value in values:
+        tally.add(value)
+    return str(tally)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The content of a JSON file; `what` says in messages which file it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty or not JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} {path}.")
+    content = path.read_bytes()
+    if not content.strip():
+        raise ValueError(f"The {what} {path} is empty (0 bytes of content).")
+    try:
+        return json.loads(content)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"The {what} {path} is not JSON: {error}") from error
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Write a text file completely or not at all: a reader, or an interruption, never meets half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content.encode())  # bytes: the same line ends on every system
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_box(value: object) -> bool:
+    """Whether `value` is [x, y, width, height] in finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))

@@ -1,0 +1,143 @@
+"""Are the images there and whole? Each is decoded once; what was found whole is remembered for the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_lightbackbones.coco.files import write_whole
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+RECORD = ".coco-prepare.json"
+_SAVE_EVERY = 10_000  # images: an interrupted check of 118,287 loses little
+_SMALLEST = 10  # pixels; Ultralytics takes nothing smaller
+_ORIENTATION = 274  # EXIF tag; from 5 on the image is shown lying on its side
+_JPEG_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An image that decodes."""
+
+    width: int  # as it is shown, that is, with the orientation in its EXIF data
+    height: int
+    ended: bool  # False: a JPEG without its end marker, which Ultralytics writes anew when it meets it
+
+
+def inspect(path: Path) -> Whole:
+    """Decode an image completely.
+
+    Raises:
+        ValueError: it is not an image, is cut off, or is too small; the message says which.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        kind = _kind(file.read(8))
+        file.seek(0)
+        try:
+            with kind(file) as image:
+                width, height = image.size
+                if min(width, height) < _SMALLEST:
+                    raise ValueError(f"{width} x {height} pixels; Ultralytics takes {_SMALLEST} or more")
+                if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+                    width, height = height, width
+                # At an eighth of its size a JPEG takes a fraction of the time, and all of its data is still read.
+                image.draft("RGB", (image.width // 8, image.height // 8))
+                image.load()
+        except SyntaxError as error:  # what Pillow's readers raise about headers
+            raise ValueError(f"not an image: {error}") from error
+    return Whole(width, height, image.format != "JPEG" or _ends_as_jpeg(path))
+
+
+def _kind(start: bytes) -> type[ImageFile]:
+    """The reader for a file that starts so.
+
+    `Image.open` would know, but Ultralytics replaces it by one that installs a package where no reader fits.
+    """
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    if start.startswith(b"\xff\xd8"):
+        return JpegImageFile
+    if start.startswith(b"\x89PNG"):
+        return PngImageFile
+    raise ValueError("not an image, neither JPEG nor PNG")
+
+
+def _ends_as_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-len(_JPEG_END), os.SEEK_END)
+        return file.read() == _JPEG_END
+
+
+class Record:
+    """Images found whole in earlier runs: those whose size in bytes and time of change are still the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / RECORD
+        self._known: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError, ValueError):  # it only saves time
+            content = json.loads(self.path.read_bytes())
+            if isinstance(content, dict):
+                self._known = content
+
+    def get(self, key: str, stat: os.stat_result) -> Whole | None:
+        try:
+            known = self._known[key]
+            same = (known["bytes"], known["changed"]) == (stat.st_size, stat.st_mtime_ns)
+            return Whole(known["width"], known["height"], known["ended"]) if same else None
+        except (KeyError, TypeError):
+            return None
+
+    def put(self, key: str, stat: os.stat_result, image: Whole) -> None:
+        self._known[key] = {"bytes": stat.st_size, "changed": stat.st_mtime_ns, **asdict(image)}
+
+    def save(self) -> None:
+        write_whole(self.path, json.dumps(self._known))
+
+
+def check_images(
+    folder: Path, names: list[str], record: Record, step: Callable[[], None]
+) -> Generator[tuple[str, Whole | str | None], None, None]:
+    """Yield for each file name of `folder` the image, or what is wrong with it, or None where there is no such file.
+
+    `step` is called once per image. The record is saved from time to time and at the end, also at an early one.
+    """
+
+    def examine(name: str) -> tuple[os.stat_result | None, Whole | str | None, bool]:
+        path = folder / name
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None, None, False
+        known = record.get(f"{folder.name}/{name}", stat)
+        if known:
+            return stat, known, False
+        try:
+            return stat, inspect(path), True
+        except (ValueError, OSError) as error:
+            return stat, " ".join(str(error).split()), False
+
+    new = 0
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoders let go of the interpreter's lock
+    try:
+        for name, (stat, seen, is_new) in zip(names, pool.map(examine, names), strict=True):
+            if is_new and stat and isinstance(seen, Whole):
+                record.put(f"{folder.name}/{name}", stat, seen)
+                new += 1
+                if new % _SAVE_EVERY == 0:
+                    record.save()
+            step()
+            yield name, seen
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if new:
+            record.save()

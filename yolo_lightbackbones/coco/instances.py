@@ -1,0 +1,151 @@
+"""What the data set folder needs to know of an instances_*.json: a fraction of it, for train2017's weighs gigabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from yolo_lightbackbones.coco.files import Tally, is_box, is_integer, read_json, shortened
+from yolo_lightbackbones.coco.ground_truth import by_id, check_sections
+
+TOLERANCE = 0.01
+"""How far, as a share of the image, Ultralytics lets a box's centre and size leave 0..1 before it drops the image."""
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    width: int
+    height: int
+
+
+@dataclass
+class Instances:
+    """The images of one annotation file, and what is wrong with its annotations."""
+
+    images: dict[int, Image]
+    annotations: int = 0
+    crowds: int = 0
+    annotated: set[int] = field(default_factory=set)  # ids of images with any annotation, crowd regions included
+    flat: Tally = field(default_factory=Tally)  # boxes without area, which get no label
+    unknown_category: Tally = field(default_factory=Tally)
+    outside: Tally = field(default_factory=Tally)
+    unlisted_image: Tally = field(default_factory=Tally)
+    bad_images: set[int] = field(default_factory=set)  # those that an annotation makes unusable
+
+
+def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
+    """Read and check an annotation file; `categories` are COCO's own, id -> name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not in COCO's format, or has other categories than COCO.
+    """
+    content = read_json(path, "annotation file")
+    check_sections(content, path)
+    _check_categories(content["categories"], categories, path)
+    found = Instances(_images(content["images"], path))
+    malformed = Tally()
+    for position, annotation in enumerate(content["annotations"]):
+        if not _is_sound(annotation):
+            malformed.add(f"number {position}")
+            continue
+        _count(annotation, found, categories.keys())
+    if malformed.count:
+        raise ValueError(
+            f"{malformed.count} annotations of {path} have no image_id and category_id in whole numbers, or no bbox of "
+            f"four finite numbers: {malformed}. Download the file again."
+        )
+    return found
+
+
+def without_bad_annotations(path: Path, instances: Instances) -> dict[str, Any]:
+    """The content of the file less the images that its annotations make unusable, for the conversion to labels."""
+    content = read_json(path, "annotation file")
+    kept = instances.images.keys() - instances.bad_images
+    return {
+        "images": [image for image in content["images"] if image["id"] in kept],
+        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in kept],
+    }
+
+
+def _check_categories(entries: list[Any], categories: Mapping[int, str], path: Path) -> None:
+    """The labels will be COCO's classes by number, so another data set's numbers must not be taken for COCO's."""
+    others = [
+        f"{number} {entry.get('name')!r}"
+        for number, entry in by_id(entries, f"categories of {path}").items()
+        if number in categories and entry.get("name") != categories[number]
+    ]
+    if others:
+        raise ValueError(
+            f"{path} is not COCO's: {len(others)} of its categories have another name there, such as "
+            f"{shortened(others)}. This command prepares COCO itself."
+        )
+
+
+def _images(entries: list[Any], path: Path) -> dict[int, Image]:
+    images: dict[int, Image] = {}
+    bad = Tally()
+    for number, entry in by_id(entries, f"images of {path}").items():
+        image = _image(entry)
+        if image:
+            images[number] = image
+        else:
+            bad.add(f"id {number}: {entry.get('file_name')!r}, {entry.get('width')!r} x {entry.get('height')!r}")
+    if bad.count:
+        raise ValueError(
+            f"{bad.count} images of {path} have no file_name inside their folder, or no width and height above 0: {bad}"
+        )
+    labels: dict[str, str] = {}
+    for image in images.values():
+        other = labels.setdefault(str(PurePosixPath(image.name).with_suffix("")), image.name)
+        if other != image.name:
+            raise ValueError(f"{path} lists {other} and {image.name}, which would share one label file. Rename one.")
+    if len(labels) < len(images):
+        raise ValueError(f"{path} lists {len(images)} images with {len(labels)} file names: some are there twice.")
+    return images
+
+
+def _image(entry: dict[str, Any]) -> Image | None:
+    name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
+    if not isinstance(name, str) or not isinstance(width, int) or not isinstance(height, int):
+        return None
+    # A name with .. would have its label written outside of the labels' folder.
+    inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return Image(name, width, height) if inside and min(width, height) > 0 else None
+
+
+def _is_sound(annotation: Any) -> bool:
+    return (
+        isinstance(annotation, dict)
+        and is_integer(annotation.get("image_id"))
+        and is_integer(annotation.get("category_id"))
+        and is_box(annotation.get("bbox"))
+    )
+
+
+def _count(annotation: dict[str, Any], found: Instances, categories: Set[int]) -> None:
+    found.annotations += 1
+    number = annotation["image_id"]
+    image = found.images.get(number)
+    if image is None:
+        found.unlisted_image.add(f"image_id {number}")
+        return
+    found.annotated.add(number)
+    category = annotation["category_id"]
+    if category not in categories:
+        found.unknown_category.add(f"{category} in {image.name}")
+        found.bad_images.add(number)
+    if annotation.get("iscrowd"):
+        found.crowds += 1  # no label is made of it
+        return
+    x, y, width, height = annotation["bbox"]
+    if width <= 0 or height <= 0:
+        found.flat.add(f"{annotation['bbox']} in {image.name}")
+        return
+    shares = (x + width / 2) / image.width, (y + height / 2) / image.height, width / image.width, height / image.height
+    if min(shares) < -TOLERANCE or max(shares) > 1 + TOLERANCE:
+        found.outside.add(f"{annotation['bbox']} in {image.name}, {image.width} x {image.height}")
+        found.bad_images.add(number)

@@ -1,0 +1,70 @@
+"""YOLO label folders: two compared, and one put in its place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from yolo_lightbackbones.coco.files import Tally
+
+_SAME = 2e-6
+"""Shares of the image: written in six digits, the same box may differ in the last."""
+
+Rows = list[tuple[float, ...]]
+
+
+def differences(there: Path, wanted: Path) -> Tally:
+    """Label files of folder `there` that hold other boxes than those of `wanted`.
+
+    The order of rows does not count, and no file is the same as an empty one: an image without objects.
+    """
+    found = Tally()
+    names = {file.relative_to(folder) for folder in (there, wanted) for file in folder.rglob("*.txt")}
+    for name in sorted(names):
+        if not _equal(there / name, wanted / name):
+            found.add(name.as_posix())
+    return found
+
+
+def _equal(first: Path, second: Path) -> bool:
+    contents = [file.read_bytes() if file.exists() else b"" for file in (first, second)]
+    if contents[0] == contents[1]:
+        return True
+    try:
+        rows = [_rows(content) for content in contents]
+    except ValueError:
+        return False  # no label file, then
+    return len(rows[0]) == len(rows[1]) and all(
+        len(a) == len(b) and all(abs(x - y) <= _SAME for x, y in zip(a, b, strict=True))
+        for a, b in zip(*rows, strict=True)
+    )
+
+
+def _rows(content: bytes) -> Rows:
+    return sorted(tuple(map(float, line.split())) for line in content.decode().splitlines() if line.strip())
+
+
+def install(new: Path, target: Path) -> Path | None:
+    """Move the finished folder `new` to `target` in one step; return where a folder that was there is now."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = None
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()  # Windows renames onto nothing that exists
+    elif target.exists():
+        kept = next(path for path in map(target.with_suffix, _backups()) if not path.exists())
+        target.rename(kept)
+    new.rename(target)
+    target.with_suffix(".cache").unlink(missing_ok=True)  # Ultralytics' reading of the labels that were there
+    return kept
+
+
+def _backups() -> list[str]:
+    return [".old", *(f".old{number}" for number in range(2, 1000))]
+
+
+def give(source: Path, target: Path) -> None:
+    """Make a file visible under another name, at the least cost that the file system allows."""
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # Windows without the right to make links
+        shutil.copy(source, target)

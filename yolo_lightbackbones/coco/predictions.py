@@ -1,0 +1,178 @@
+"""predictions.json as `yolo val save_json=True` writes it: checked, with the image and category ids of the annotations.
+
+Every check is about a silent wrong number: a category that COCO lacks, an image that the annotations lack, or a box
+that is no box would all be left out, or counted as something else, by the evaluation itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+from yolo_lightbackbones.coco.files import Tally, is_box, is_integer, is_number, read_json, shortened
+from yolo_lightbackbones.coco.ground_truth import GroundTruth
+
+IouType = Literal["bbox", "segm"]
+REGIONS: Final[dict[IouType, str]] = {"bbox": "bbox", "segm": "segmentation"}
+"""What is compared -> the key of a prediction that holds it."""
+
+Prediction = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Predictions in the annotations' ids, ready for pycocotools."""
+
+    predictions: list[Prediction]
+    by_name: int  # how many of them were assigned to their image by file name, against or without their image_id
+
+
+def read_predictions(path: Path, iou_type: IouType = "bbox") -> list[Prediction]:
+    """The entries of a predictions file, in its own ids.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, not JSON, or holds entries that are no predictions; the message counts them.
+    """
+    content = read_json(path, "predictions file")
+    if not isinstance(content, list):
+        swapped = " Are the two files swapped?" if isinstance(content, dict) and "annotations" in content else ""
+        raise ValueError(
+            f"{path} is no predictions file: it holds a {type(content).__name__}, where a list of objects is "
+            f"needed, as `yolo val save_json=True` writes it.{swapped}"
+        )
+    if not content:
+        raise ValueError(f"{path} holds no predictions, so there is nothing to evaluate. Was `conf` set too high?")
+    faults: dict[str, Tally] = {}
+    for position, entry in enumerate(content):
+        fault = _fault(entry, iou_type)
+        if fault:
+            what, value = fault
+            faults.setdefault(what, Tally()).add(f"entry {position}{value}")
+    if faults:
+        raise ValueError(
+            f"{sum(tally.count for tally in faults.values())} of {len(content)} entries in {path} are no "
+            "predictions:"
+            + "".join(f"\n  {tally.count} {what}: {tally}" for what, tally in faults.items())
+            + f"\nEach needs image_id, category_id, score and {REGIONS[iou_type]}"
+            + (" [x, y, width, height] in pixels." if iou_type == "bbox" else " as compressed RLE.")
+        )
+    return content
+
+
+def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
+    """What is wrong with an entry and the value at fault, or None."""
+    if not isinstance(entry, dict):
+        return "are no objects", f" {entry!r}"
+    region = REGIONS[iou_type]
+    absent = [key for key in ("image_id", "category_id", "score", region) if key not in entry]
+    if absent:
+        return f"without {', '.join(absent)}", ""
+    value = entry[region]
+    checks = {
+        "whose image_id is neither a whole number nor a text": (
+            is_integer(entry["image_id"]) or isinstance(entry["image_id"], str),
+            entry["image_id"],
+        ),
+        "whose category_id is not a whole number": (is_integer(entry["category_id"]), entry["category_id"]),
+        "whose score is not a finite number": (is_number(entry["score"]), entry["score"]),
+    }
+    if iou_type == "bbox":
+        checks["whose bbox is not four finite numbers"] = (is_box(value), value)
+        checks["whose bbox has a negative width or height"] = (not is_box(value) or min(value[2:]) >= 0, value)
+    else:
+        checks["whose segmentation is not compressed RLE, {size: [height, width], counts: text}"] = (
+            isinstance(value, dict)
+            and isinstance(value.get("counts"), str)
+            and isinstance(value.get("size"), list)
+            and len(value["size"]) == 2
+            and all(map(is_integer, value["size"])),
+            value,
+        )
+    for what, (fine, seen) in checks.items():
+        if not fine:
+            return what, f" {seen!r}"
+    return None
+
+
+# --- ids ---------------------------------------------------------------------------------------------------------
+
+
+def map_categories(predictions: Sequence[Prediction], table: Mapping[int, int], name: str) -> list[Prediction]:
+    """The predictions with their category ids translated by `table`, which messages call `name`.
+
+    Raises:
+        ValueError: ids that the table lacks.
+    """
+    strangers = Counter(p["category_id"] for p in predictions if p["category_id"] not in table)
+    if strangers:
+        raise ValueError(
+            f"{name} maps the category ids {min(table)} to {max(table)}; {sum(strangers.values())} predictions have "
+            f"{len(strangers)} other ids: {shortened(sorted(strangers))}."
+        )
+    return [{**prediction, "category_id": table[prediction["category_id"]]} for prediction in predictions]
+
+
+def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Matched:
+    """The predictions with the annotations' image ids.
+
+    A prediction's file name decides where it names one image of the annotations: Ultralytics makes the id of the file
+    name, and in data other than COCO's that may be a text, or the number of another image.
+
+    Raises:
+        ValueError: images that the annotations do not list.
+    """
+    by_stem = truth.ids_by_stem()
+    strangers: Counter[str] = Counter()
+    matched, by_name = [], 0
+    for prediction in predictions:
+        image = prediction["image_id"]
+        name = prediction.get("file_name", image if isinstance(image, str) else "")
+        number = by_stem.get(PurePosixPath(str(name)).stem)
+        if number is None and image in truth.images:
+            number = image
+        if number is None:
+            strangers[str(image)] += 1
+            continue
+        by_name += number != image
+        matched.append({**prediction, "image_id": number})
+    if strangers:
+        raise ValueError(
+            f"{sum(strangers.values())} of {len(predictions)} predictions are on {len(strangers)} images that "
+            f"{truth.path} does not list, by id or by file name: image_id {shortened(strangers)}. "
+            "Give the annotations of the images that were predicted."
+        )
+    return Matched(matched, by_name)
+
+
+def check_categories(
+    predictions: Sequence[Prediction], truth: GroundTruth, maps: Callable[[], Mapping[str, Mapping[int, int]]]
+) -> None:
+    """Whether the annotations have every category that was predicted; `maps` gives the options that could help.
+
+    Raises:
+        ValueError: they have not.
+    """
+    seen = Counter(prediction["category_id"] for prediction in predictions)
+    strangers = sorted(number for number in seen if number not in truth.categories)
+    if not strangers:
+        return
+    helpful = [
+        f"--category-map {name} (class ids {min(table)} to {max(table)})"
+        for name, table in maps().items()
+        if set(seen) <= set(table) and set(table.values()) <= set(truth.categories)
+    ]
+    advice = (
+        f"If the model has COCO's 80 classes, add {' or '.join(helpful)}."
+        if helpful
+        else "Its categories are "
+        + shortened(f"{number} {name}" for number, name in truth.categories.items())
+        + ". `yolo val` numbers the classes of data other than COCO from 1: number the annotations alike."
+    )
+    raise ValueError(
+        f"{sum(seen[number] for number in strangers)} of {len(predictions)} predictions have {len(strangers)} category "
+        f"ids that {truth.path} does not list: {shortened(strangers)}. {advice}"
+    )

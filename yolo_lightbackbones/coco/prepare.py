@@ -1,0 +1,256 @@
+"""A COCO folder made ready for Ultralytics: checked, with labels, image lists and a data YAML.
+
+Nothing is written before everything was checked, files appear whole or not at all, and what is there already is
+compared, not overwritten; so a run that was interrupted is simply repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from yolo_lightbackbones.coco import labels
+from yolo_lightbackbones.coco.files import write_whole
+from yolo_lightbackbones.coco.images import Record, Whole, check_images
+from yolo_lightbackbones.coco.instances import Instances, read_instances, without_bad_annotations
+from yolo_lightbackbones.coco.layout import SPLITS, Split, find_splits
+from yolo_lightbackbones.coco.report import Report, SplitReport
+
+DATA_YAML = "coco.yaml"
+
+Convert = Callable[[Path, Path], None]
+"""Makes of the annotation files in a folder a new folder with labels/<split>/*.txt: Ultralytics' `convert_coco`."""
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
+"""Shows a task with so many steps; the callable makes one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    skip_bad: bool = False  # leave images with problems out of the lists
+    force: bool = False  # replace labels and lists that differ
+
+
+@dataclass
+class _Work:
+    """A split on its way."""
+
+    split: Split
+    report: SplitReport
+    instances: Instances
+    usable: list[str] = field(default_factory=list)  # file names of the images for the list
+    new_labels: Path | None = None  # converted, not yet in place
+    list_is_there: bool = False
+
+
+def prepare(
+    root: Path,
+    *,
+    categories: Mapping[int, str],
+    convert: Convert,
+    progress: Progress,
+    options: Options,
+) -> Report:
+    """Check the COCO folder `root` and write what Ultralytics needs beside COCO's own files.
+
+    `categories` are COCO's, id -> name, in the order of the classes. The report says what was found; its `ok` is False
+    where problems kept this from writing anything.
+
+    Raises:
+        OSError, ValueError: no COCO folder, or an annotation file that cannot be read.
+    """
+    splits, absent = find_splits(root)
+    report = Report(str(root), absent=absent)
+    record = Record(root)
+    works = []
+    for split in splits:
+        with progress(f"Reading {split.annotations.name}", None):
+            instances = read_instances(split.annotations, categories)
+        work = _Work(split, report.splits.setdefault(split.name, SplitReport()), instances)
+        _report_annotations(work)
+        with progress(f"Checking {split.name}", len(instances.images)) as step:
+            _check_images(work, record, step)
+        works.append(work)
+    if any(work.report.problems for work in works) and not options.skip_bad:
+        return report
+    for work in works:
+        if not work.usable:
+            raise ValueError(f"No image of {work.split.name} can be used; see that its archive was unpacked whole.")
+
+    with tempfile.TemporaryDirectory(dir=root, prefix=".coco-prepare-") as scratch:
+        for work in works:
+            with progress(f"Converting {work.split.name} to labels", None):
+                _make_labels(work, Path(scratch), convert)
+        conflicts = [_compare(work) for work in works]
+        if any(conflicts) and not options.force:
+            return report
+        for work in works:
+            _put_in_place(work, report)
+    _write_yaml(root, works, list(categories.values()), report)
+    if "coco" not in str(root.resolve() / "val2017.txt"):
+        report.remarks.append(
+            f"`yolo val` recognises COCO by 'coco' in the path, which {root.resolve()} lacks: it will number the "
+            "categories from 1 to 80. Rename the folder, or evaluate with --category-map coco80-from-1."
+        )
+    report.ok = True
+    return report
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def _report_annotations(work: _Work) -> None:
+    instances, report = work.instances, work.report
+    report.images = len(instances.images)
+    report.annotations = instances.annotations
+    report.crowds = instances.crowds
+    report.images_without_annotations = len(instances.images) - len(instances.annotated)
+    for kind, tally in (
+        ("unknown_categories", instances.unknown_category),
+        ("outside_boxes", instances.outside),
+        ("unlisted_images", instances.unlisted_image),
+    ):
+        if tally.count:
+            report.problems[kind] = tally
+    if instances.flat.count:
+        report.notes["flat_boxes"] = instances.flat
+
+
+def _check_images(work: _Work, record: Record, step: Callable[[], None]) -> None:
+    report, folder = work.report, work.split.images
+    images = {image.name: (number, image) for number, image in work.instances.images.items()}
+    with closing(check_images(folder, list(images), record, step)) as checks:  # so that the record is always saved
+        for name, seen in checks:
+            number, image = images[name]
+            if seen is None:
+                report.problem("missing_images", name)
+            elif not isinstance(seen, Whole):
+                report.problem("corrupt_images", f"{name}: {seen}")
+            elif (seen.width, seen.height) != (image.width, image.height):
+                sizes = f"{seen.width} x {seen.height}, not {image.width} x {image.height}"
+                report.problem("wrong_sizes", f"{name}: {sizes}")
+            else:
+                if not seen.ended:
+                    report.note("unfinished_jpegs", name)
+                if number not in work.instances.bad_images:
+                    work.usable.append(name)
+    for path, _, files in os.walk(folder):
+        for name in sorted(Path(path, file).relative_to(folder).as_posix() for file in files):
+            if name not in images:
+                report.note("strangers", name)
+
+
+# --- labels and lists --------------------------------------------------------------------------------------------
+
+
+def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
+    """Convert the annotations in `scratch`. Images with bad files get labels all the same, for when they are whole."""
+    source, target = scratch / f"annotations_{work.split.name}", scratch / f"converted_{work.split.name}"
+    source.mkdir()
+    annotations = source / work.split.annotations.name
+    if work.instances.bad_images or work.instances.unlisted_image.count:
+        annotations.write_text(json.dumps(without_bad_annotations(work.split.annotations, work.instances)))
+    else:
+        labels.give(work.split.annotations, annotations)
+    convert(source, target)
+    work.new_labels = target / "labels" / work.split.name
+    work.new_labels.mkdir(parents=True, exist_ok=True)  # no annotations, no folder
+
+
+def _compare(work: _Work) -> bool:
+    """Whether something is there already that differs from what would be written."""
+    split, report = work.split, work.report
+    conflict = False
+    if work.new_labels and split.labels.is_dir() and any(split.labels.iterdir()):
+        different = labels.differences(split.labels, work.new_labels)
+        if different.count:
+            report.problems["labels_differ"] = different
+            conflict = True
+        else:
+            work.new_labels = None
+            report.labels = "kept"
+    if split.list_file.exists():
+        lines = split.list_file.read_text(encoding="utf-8-sig").split("\n")
+        there = {line.strip().removeprefix("./") for line in lines if line.strip()}
+        different_lines = there ^ {line.removeprefix("./") for line in _list_lines(work)}
+        for line in sorted(different_lines):
+            report.problem("list_differs", line)
+        conflict = conflict or bool(different_lines)
+        work.list_is_there = not different_lines
+    return conflict
+
+
+def _list_lines(work: _Work) -> list[str]:
+    return [f"./images/{work.split.name}/{name}" for name in sorted(work.usable)]
+
+
+def _put_in_place(work: _Work, report: Report) -> None:
+    split = work.split
+    _link_images(split, report)
+    if work.new_labels:
+        kept = labels.install(work.new_labels, split.labels)
+        work.report.labels = "rewritten" if kept else "written"
+        if kept:
+            report.remarks.append(f"The labels that were in {split.labels} are in {kept} now.")
+    if work.list_is_there:
+        work.report.list_file = "kept"
+    else:
+        work.report.list_file = "rewritten" if split.list_file.exists() else "written"
+        write_whole(split.list_file, "".join(f"{line}\n" for line in _list_lines(work)))
+    work.report.listed = len(work.usable)
+
+
+def _link_images(split: Split, report: Report) -> None:
+    """Where the images lie as COCO's archives unpack them, show them to Ultralytics under images/ too."""
+    if split.linked_images.is_dir():
+        return
+    split.linked_images.parent.mkdir(exist_ok=True)
+    try:
+        split.linked_images.symlink_to(Path("..") / split.name, target_is_directory=True)
+    except OSError as error:
+        raise OSError(
+            f"Ultralytics finds labels only for images in {split.linked_images}, and no link to {split.images} could "
+            f"be made there ({error}). Move the folder there and run this again."
+        ) from error
+    report.remarks.append(f"{split.linked_images} is a link to {split.images}: Ultralytics looks for images there.")
+
+
+# --- the data YAML -----------------------------------------------------------------------------------------------
+
+
+def _write_yaml(root: Path, works: Sequence[_Work], names: list[str], report: Report) -> None:
+    path = root / DATA_YAML
+    lists = {work.split.name: work.split.list_file.name for work in works}
+    train, val = (lists.get(name, next(iter(lists.values()))) for name in SPLITS)
+    if path.exists():
+        report.yaml = "kept"
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            there = {key: str(content[key]).removeprefix("./") for key in ("train", "val")}
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+            there = {}
+        if there != {"train": train, "val": val}:
+            report.remarks.append(
+                f"{path} was left as it is, but it does not name train: {train} and val: {val}. Delete it to have it "
+                "written anew."
+            )
+        return
+    counts = {work.split.list_file.name: len(work.usable) for work in works}
+    notes = {name: "" if name in lists else f"; there is no {name}: do not trust numbers on it" for name in SPLITS}
+    write_whole(
+        path,
+        "# COCO 2017 in this folder, written by `lightbackbones coco-prepare`\n"
+        f"# Example usage: yolo train model=yolov5n_edgevit.yaml data=path/to/{DATA_YAML}\n"
+        "# (no `path:`, so that the lists are looked for beside this file and the folder can be moved)\n\n"
+        f"train: {train} # {counts[train]} images{notes['train2017']}\n"
+        f"val: {val} # {counts[val]} images{notes['val2017']}\n\n"
+        + yaml.safe_dump({"names": dict(enumerate(names))}, sort_keys=False),
+    )
+    report.yaml = "written"
