@@ -38,9 +38,9 @@ bench: $(READY) ## Speed and memory, as ratios of interleaved runs
 	$(BIN)/python benchmarks/autoload.py
 	$(BIN)/python benchmarks/circular.py
 
-export-matrix: $(READY) ## Every family in every edge format, with errors and speed, into docs/exports.md
+export-matrix: $(READY) ## Every family in every edge format: accuracy, errors and speed into docs/exports.md (hours)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet executorch coremltools
-	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python benchmarks/exports.py --train
 
 clean: ## Remove the environment and everything that runs left behind
 	rm -rf $(VENV) .export runs dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,9 +1,11 @@
 """The export matrix: every family in every format that can be produced on Linux, with its accuracy, error and speed.
 
-    python benchmarks/exports.py [--images FOLDER] [--weights edgevit=best.pt ...] [--imgsz 320] [--data digits.yaml]
+    python benchmarks/exports.py --train [--images FOLDER] [--imgsz 160] [--only onnx ...] [--families repvit ...]
+    python benchmarks/exports.py --weights edgevit=best.pt ... --data my.yaml [--imgsz 320]
 
 Writes docs/exports.json and docs/exports.md. Each export runs in a process of its own; a failed one is a row as well.
-Detectors without weights of their own get random ones that react to the image, and no mAP.
+`--train` first trains the detectors that `.export` does not hold yet on the digits, 10 to 30 minutes each on a CPU.
+Detectors without weights get random ones that react to the image, and no mAP.
 
 Worst box, worst score: over all images, the largest difference of a box coordinate (pixels of the letterboxed image)
 and of a class score from the unfused PyTorch model in float32, all boxes before NMS.
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,41 @@ IMAGES = 8
 ROUNDS = 15
 Row = dict[str, Any]
 CALIBRATION_FILE = "calibration_image_sample_data_20x128x128x3_float32.npy"
+
+
+TRAINING = {
+    "data": "digits.yaml",
+    "imgsz": 128,
+    "epochs": 12,
+    "batch": 8,
+    "nbs": 8,
+    "optimizer": "AdamW",
+    "lr0": 0.0025,
+    "warmup_epochs": 1,
+    "warmup_bias_lr": 0,
+    "mosaic": 0,
+    "scale": 0.2,
+    "fliplr": 0,
+    "workers": 0,
+    "amp": False,
+    "val": False,
+    "plots": False,
+}
+
+
+def train(families: Sequence[str]) -> dict[str, str]:
+    """Checkpoints of detectors that have learned the digits, kept in `.export`."""
+    from ultralytics import YOLO
+
+    weights = {}
+    for family in families:
+        file = OVERLAYS / "detectors" / family / "weights" / "best.pt"
+        if not file.is_file():
+            YOLO(f"yolov5n_{family}.yaml").train(
+                project=str(OVERLAYS / "detectors"), name=family, exist_ok=True, **TRAINING
+            )
+        weights[family] = str(file)
+    return weights
 
 
 # --- one export, in a process of its own ------------------------------------------------------------------------------
@@ -198,9 +235,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of pictures; without it, the digits data set's")
     parser.add_argument("--weights", nargs="*", default=[], metavar="FAMILY=FILE", help="trained detectors")
-    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--train", action="store_true", help="train them here, where that has not been done")
+    parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--data", default="digits.yaml", help="what the detectors were trained on: calibration, mAP")
-    parser.add_argument("--only", nargs="*", metavar="FORMAT", help="formats by name; the other rows stay")
+    parser.add_argument(
+        "--only", nargs="*", metavar="FORMAT", help="formats as the table has them; the other rows stay"
+    )
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -210,28 +250,38 @@ def main() -> None:
         print("RESULT " + json.dumps(measure(family, FORMATS[number], weights, **options)))
         return
 
-    trained = dict(entry.split("=", 1) for entry in arguments.weights)
+    trained = train(arguments.families) if arguments.train else {}
+    trained |= dict(entry.split("=", 1) for entry in arguments.weights)
     folder = arguments.images or _digits()
     images = [str(path) for path in sorted(folder.iterdir()) if path.suffix in {".jpg", ".png"}][:IMAGES]
     options = {"images": images, "imgsz": arguments.imgsz, "data": arguments.data}
+    where = {
+        "data": Path(arguments.data).stem,
+        "command": "python benchmarks/exports.py --train" if arguments.train else "python benchmarks/exports.py",
+        "pictures": f"{len(images)} {'images of a folder' if arguments.images else 'images of the digits'}",
+        "imgsz": arguments.imgsz,
+    }
     results = _earlier_results()
     for chosen in FORMATS:
-        if arguments.only and chosen.name not in arguments.only:
+        if arguments.only and chosen.label not in arguments.only:
             continue
         for family in arguments.families:
             result = run_apart(chosen, family, trained.get(family), options)
             own = {"format": chosen.label, "family": family, "precision": chosen.precision, "note": chosen.note}
-            results[chosen.label, family] = row = {**own, **result, "versions": versions(chosen)}
+            row = {**where, **own, **result, "versions": versions(chosen)}
+            results[_key(row)] = row
             print(table([row]).splitlines()[-1], flush=True)
-            every = [(chosen.label, family) for chosen in FORMATS for family in FAMILIES]
-            # each time: the whole matrix takes long
-            write([results[key] for key in every if key in results], len(images), arguments, trained)
+            write(results)  # each time: the whole matrix takes long
 
 
-def _earlier_results() -> dict[tuple[str, str], Row]:
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["data"], row["format"], row["family"]
+
+
+def _earlier_results() -> dict[tuple[str, str, str], Row]:
     file = ROOT / "docs" / "exports.json"
-    rows = json.loads(file.read_text()) if file.is_file() else []
-    return {(row["format"], row["family"]): row for row in rows}
+    rows: list[Row] = json.loads(file.read_text()) if file.is_file() else []
+    return {_key(row): row for row in rows}
 
 
 def _digits() -> Path:
@@ -240,38 +290,33 @@ def _digits() -> Path:
     return build_digits(OVERLAYS / "digits", train_images=8, val_images=IMAGES) / "images" / "val"
 
 
-def write(rows: list[Row], images: int, arguments: argparse.Namespace, trained: dict[str, str]) -> None:
+def write(results: dict[tuple[str, str, str], Row]) -> None:
+    """The rows, in the order of FORMATS and FAMILIES, as JSON and as a table per data set on the page."""
     docs = ROOT / "docs"
-    docs.mkdir(exist_ok=True)
+    data_sets = sorted({data for data, _, _ in results}, reverse=True)
+    order = [(data, chosen.label, family) for data in data_sets for chosen in FORMATS for family in FAMILIES]
+    rows = [results[key] for key in order if key in results]
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
     notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
-    pictures = " --images FOLDER" if arguments.images else ""
-    given = f" --weights {' '.join(f'{family}=best.pt' for family in trained)}" if trained else ""
-    command = f"python benchmarks/exports.py --imgsz {arguments.imgsz}{pictures}{given}"
-    random = [family for family in FAMILIES if family not in trained]
-    weights = "; ".join(
-        [f"trained for minutes on {arguments.data}: {', '.join(trained)}"] * bool(trained)
-        + [f"random weights that react to the image: {', '.join(random)}"] * bool(random)
-    )
-    machine = (
-        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-    )
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     limits = ", ".join(f"{limit} for {precision}" for precision, limit in LIMITS.items())
-    text = f"""Made by
-
-    {command}
-
-which says what the columns mean: YOLOv5n on every family, {weights}; {arguments.imgsz} x {arguments.imgsz} pixels,
-{images} images for the errors. {machine}. mAP50-95 is the change that the export makes, in bold where it is more than
-{limits}.
-
-{table(rows)}
-
-{notes}
-"""
+    parts = [
+        f"`benchmarks/exports.py` says what the columns mean. YOLOv5n on every family, trained for minutes. {machine}.",
+        f"mAP50-95 is the change that the export makes, in bold where it is more than {limits}.",
+    ]
+    for data in data_sets:
+        own = [row for row in rows if row["data"] == data]
+        references = {row["family"]: row["reference_map"] for row in own if "map" in row}
+        reference = ", ".join(f"{value:.3f} for {family}" for family, value in references.items())
+        parts += [
+            f"\n### Detectors trained on {data}\n",
+            f"`{own[0]['command']}`, {own[0]['imgsz']} x {own[0]['imgsz']} pixels, errors over {own[0]['pictures']}.",
+            f"mAP50-95 of PyTorch itself: {reference or 'not measured'}.\n",
+            table(own),
+        ]
     page = docs / "exports.md"
     before, after = _around(page)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    page.write_text("\n".join([f"{before}{BEGIN}\n", *parts, f"\n{notes}\n\n{END}{after}"]))
 
 
 BEGIN, END = "<!-- matrix: written by benchmarks/exports.py -->", "<!-- matrix: end -->"
