@@ -67,9 +67,10 @@ def main() -> None:
     files = sorted(Path(check_det_dataset(data)["test"]).iterdir())[:IMAGES]
     rows, matrices = [], []
     for model in MODELS:
-        weights = folder / f"{name}-{arguments.scale}-{model}-{arguments.seed}" / "weights" / "best.pt"
-        if not weights.is_file():
-            print(f"{weights} is not there: {model} is left out")
+        run = folder / f"{name}-{arguments.scale}-{model}-{arguments.seed}"
+        weights = run / "weights" / "best.pt"
+        if not run.with_name(f"{run.name}-test").is_dir():
+            print(f"{run} is not there or not finished: {model} is left out")
             continue
         label = yaml_of(model, arguments.scale).removesuffix(".yaml")
         rows.append(labelled(np.hstack(found(weights, files, imgsz)), label))

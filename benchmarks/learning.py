@@ -191,7 +191,7 @@ def report() -> None:
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter. {rows[0]['machine']}, torch "
-        f"{rows[0]['torch']}.\nImages per second are of training with validation, one run per core.\n\n"
+        f"{rows[0]['torch']}.\nImages per second are of training with validation, with other programs running.\n\n"
         f"{tables(rows)}\n{pictures}"
     )
     before, after = "# Accuracy\n\n", "\n"
