@@ -93,7 +93,8 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
             return result
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)
-        exported = _simulated(checkpoint.with_suffix(".onnx")) if chosen.runs == "in a simulator" else _backend(file)
+        simulated = chosen.runs == "in a simulator"
+        exported = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if simulated else _backend(file)
         inputs = [_letterboxed(image, imgsz) for image in images]
         boxes = scores = 0.0
         with torch.inference_mode():
@@ -102,13 +103,13 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
                 boxes = max(boxes, float(difference[:, :4].max()))
                 scores = max(scores, float(difference[:, 4:].max()))
             result |= {"box_px": boxes, "score": scores}
-            if chosen.runs == "in a simulator":
-                return result
-            pairs = [(_ms(exported, inputs[0]), _ms(fused, inputs[0])) for _ in range(ROUNDS + 2)][2:]
-        result["ms"] = round(statistics.median(ms for ms, _ in pairs), 1)
-        result["ratio"] = round(statistics.median(ms / reference for ms, reference in pairs), 2)
+            if not simulated:
+                pairs = [(_ms(exported, inputs[0]), _ms(fused, inputs[0])) for _ in range(ROUNDS + 2)][2:]
+                result["ms"] = round(statistics.median(ms for ms, _ in pairs), 1)
+                result["ratio"] = round(statistics.median(ms / reference for ms, reference in pairs), 2)
         if weights:
-            result["map"], result["reference_map"] = (_map(model, imgsz, data) for model in (file, checkpoint))
+            models = (exported if simulated else file, checkpoint)
+            result["map"], result["reference_map"] = (_map(model, imgsz, data) for model in models)
     return result
 
 
@@ -129,8 +130,9 @@ def _backend(file: Path) -> Callable[[Any], Any]:
     return AutoBackend(str(file), device=torch.device("cpu"))
 
 
-def _simulated(onnx_file: Path) -> Callable[[Any], Any]:
-    """Rockchip's simulator of the chip that Ultralytics exports for by default."""
+def _simulated(onnx_file: Path, names: dict[int, str]) -> Any:
+    """Rockchip's simulator of the chip that Ultralytics exports for by default, as a module that can be validated."""
+    import torch
     from rknn.api import RKNN
 
     rknn = RKNN(verbose=False)
@@ -139,19 +141,32 @@ def _simulated(onnx_file: Path) -> Callable[[Any], Any]:
         if failed:
             raise RuntimeError(f"rknn-toolkit2 gives up with the code {failed}")
 
-    def run(x: Any) -> Any:
-        picture = (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        return rknn.inference(inputs=[picture], data_format=["nhwc"])
+    class Simulator(torch.nn.Module):
+        stride = torch.tensor([8, 16, 32])
 
-    return run
+        def __init__(self) -> None:
+            super().__init__()
+            self.names = names
+
+        def forward(self, x: Any, *_args: Any, **_options: Any) -> Any:
+            picture = (x * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            return torch.from_numpy(rknn.inference(inputs=[picture], data_format=["nhwc"])[0])
+
+    return Simulator()
 
 
-def _map(model: Path, imgsz: int, data: str) -> float:
+def _map(model: Any, imgsz: int, data: str) -> float:
+    """mAP50-95 of a file, or of a module, on the val split."""
     from ultralytics import YOLO
+    from ultralytics.models.yolo.detect import DetectionValidator
 
-    options = {"batch": 1, "rect": False, "plots": False, "verbose": False, "workers": 0}
-    metrics = YOLO(model, task="detect").val(data=data, imgsz=imgsz, project=str(model.parent / "val"), **options)
-    return float(metrics.box.map)
+    options = {"batch": 1, "rect": False, "plots": False, "verbose": False, "workers": 0, "data": data, "imgsz": imgsz}
+    options["project"] = str(Path.cwd() / "val")
+    if isinstance(model, Path):
+        return float(YOLO(model, task="detect").val(**options).box.map)
+    validator = DetectionValidator(args={**options, "mode": "val", "task": "detect"})
+    validator(model=model)
+    return float(validator.metrics.box.map)
 
 
 def _awake_detector(family: str) -> Any:

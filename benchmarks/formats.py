@@ -141,7 +141,7 @@ FORMATS = (
         overlay=_RKNN,
         precision="half",
         runs="in a simulator",
-        note="errors are those of Rockchip's simulator of an RK3588, which computes in float16 and is too slow for mAP",
+        note="run in Rockchip's simulator of an RK3588, which computes in float16",
     ),
     Format("onnx", {"quantize": 16}, packages=_ONNX, precision="half"),
     Format("openvino", {"quantize": 16}, packages=("openvino",), precision="half"),
