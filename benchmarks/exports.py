@@ -16,7 +16,6 @@ ms: median of interleaved runs of one image, and the same as a ratio to the fuse
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -83,7 +82,8 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
     from ultralytics import YOLO
 
     detector = YOLO(weights) if weights else _awake_detector(family)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # onnx2tf looks for its file there, and some exporters leave things behind
         _offline_helpers(Path(folder))
         detector.save(checkpoint := Path(folder, "model.pt"))
         options = {**chosen.arguments, **({"data": data} if chosen.calibrates else {})}

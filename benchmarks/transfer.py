@@ -5,7 +5,6 @@
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
 scratch, everything else equal. Writes docs/transfer.json as results come; runs that are there are not repeated.
-`docs/accuracy.md` gets the table from `python benchmarks/learning.py --report`.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
+
+from learning import data_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
@@ -100,9 +100,6 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from learning import data_yaml
-
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     data = data_yaml("digits", "", folder)

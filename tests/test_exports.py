@@ -219,9 +219,11 @@ def test_int8(checkpoint: Path, format: str, run: Runtime, digits: Path, tmp_pat
     whole, int8 = (sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file()) for path in files)
     assert int8 < 0.4 * whole
     x = image(*SIZE)
-    difference = (torch.from_numpy(run(files[1], x.numpy())) - expected(checkpoint, x)).abs()
-    assert difference[:, :4].mean() < 5
-    assert 0 < difference[:, 4:].mean() < 0.06
+    want, seen = expected(checkpoint, x), torch.from_numpy(run(files[1], x.numpy()))
+    assert not torch.equal(seen, want)
+    for values, least in ((slice(0, 4), 0.99), (slice(4, None), 0.85)):  # boxes, scores
+        correlation = torch.corrcoef(torch.stack([seen[:, values].flatten(), want[:, values].flatten()]))[0, 1]
+        assert correlation > least
 
 
 def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:
