@@ -25,7 +25,7 @@ FAMILIES = ("repvit", "edgevit")
 SIDE = 64  # pixels of a single digit
 COPIES = 2  # of each scan, in other colours
 CLASSIFY = {"imgsz": SIDE, "epochs": 12, "batch": 32, "fliplr": 0.0}
-DETECT = {"imgsz": 128, "epochs": 30, "batch": 8, "fliplr": 0.0, "fraction": 0.1}
+DETECT = {"imgsz": 128, "epochs": 40, "batch": 8, "nbs": 8, "fliplr": 0.0, "fraction": 0.1}
 
 Row = dict[str, Any]
 

@@ -1,0 +1,192 @@
+"""Writes model YAMLs: a backbone, a neck of one of Ultralytics' generations, a head for a task; as text with comments.
+
+`cfg/` is made by this (`tools/make_cfg.py`), and `lightbackbones new` writes a user's own with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_lightbackbones import registry
+from yolo_lightbackbones.backbone import TAPS
+from yolo_lightbackbones.necks import EXTRA_LEVEL, NECKS, TASKS, Line, classifier, detector
+
+TASK_TITLES = {
+    "detect": "object detection",
+    "segment": "instance segmentation",
+    "pose": "pose estimation",
+    "obb": "oriented object detection",
+    "classify": "image classification",
+}
+EXAMPLE_DATA = {
+    "detect": "coco.yaml",
+    "segment": "coco.yaml",
+    "pose": "coco-pose.yaml",
+    "obb": "DOTAv1.yaml",
+    "classify": "imagenet",
+}
+CLASSIFIER_NECK = "yolo26"
+"""Whose `-cls` name the classifiers carry: Ultralytics reads a scale letter only off names that begin like its own."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the YAMLs of a family say about it, and which of its variants a scale letter stands for."""
+
+    title: str
+    paper: str
+    variants: Mapping[str, str]
+
+
+FAMILIES = {
+    "edgevit": Family("EdgeViT", "arXiv 2205.03436", {"n": "xxs", "s": "xs", "m": "s"}),
+    "parcnet": Family("ParC-Net", "arXiv 2203.03952", {"n": "xs", "s": "s", "m": "h"}),
+    "repvit": Family("RepViT", "arXiv 2307.09283", {"n": "m0_9", "s": "m1_0", "m": "m1_1", "l": "m1_5", "x": "m2_3"}),
+    "conv2former": Family("Conv2Former", "arXiv 2211.11943", {"n": "n", "s": "t", "m": "s", "l": "b", "x": "l"}),
+}
+
+
+def file_name(neck: str, levels: Sequence[str], task: str, family: str) -> str:
+    """`yolov8-p2_repvit.yaml`: before the underscore Ultralytics' name for neck and head, behind it the backbone."""
+    if task == "classify":
+        return f"{CLASSIFIER_NECK}-cls_{family}.yaml"
+    extra = "-p2" * (TAPS[0] in levels) + "-p6" * (EXTRA_LEVEL in levels)
+    return f"{neck}{extra}{TASKS[task]}_{family}.yaml"
+
+
+def scaled_name(name: str, neck: str, letter: str) -> str:
+    """The name that asks for a scale: `yolov5_repvit.yaml` -> `yolov5s_repvit.yaml`."""
+    return name.replace(neck, neck + letter, 1)
+
+
+def write(
+    backbone: str,
+    neck: str,
+    *,
+    levels: Sequence[str] = TAPS[1:],
+    task: str = "detect",
+    name: str | None = None,
+    figures: Mapping[str, str] | None = None,
+) -> str:
+    """The text of a model YAML.
+
+    Args:
+        backbone: a family (`"repvit"`: the scale letter picks the variant) or one variant (`"repvit_m1_0"`: at every
+            letter, which then scales the neck alone).
+        neck: one of `NECKS`; a classifier has none of its rows, but its letters.
+        levels: shallow to deep, two or more that follow each other. P6 is made by the neck.
+        task: one of `TASKS`.
+        name: the file's name, for the command in its head.
+        figures: scale letter -> what its comment says besides the variant, such as parameters and GFLOPs.
+
+    Raises:
+        ValueError: for an unknown backbone, neck, task, or levels that do not fit, with what is allowed.
+    """
+    module, variants, title, source = _resolve(backbone)
+    if neck not in NECKS:
+        raise ValueError(f"There is no neck {neck!r}. Allowed: {', '.join(NECKS)}.")
+    if task not in TASKS:
+        raise ValueError(f"There is no task {task!r}. Allowed: {', '.join(TASKS)}.")
+    chosen = NECKS[neck]
+    letters = [letter for letter in chosen.scales if not isinstance(variants, Mapping) or letter in variants]
+    row = [module, [dict(variants) if isinstance(variants, Mapping) else variants]]
+    if task == "classify":
+        trunk, head = classifier(row)
+        what = f"Image classification with {_article(title)} {title} backbone{source}"
+        outputs = ": pretrains the backbone on folders of images"
+    else:
+        trunk, head = detector(chosen, row, levels, task)
+        what = (
+            f"{_generation(chosen.title, levels)} {TASK_TITLES[task]} with {_article(title)} {title} backbone{source}"
+        )
+        outputs = f", {levels[0]}/{2 ** int(levels[0][1:])} - {levels[-1]}/{2 ** int(levels[-1][1:])} outputs"
+    name = name or file_name(neck, levels, task, backbone)
+    lines = ["# yolo_lightbackbones, AGPL-3.0 licence", "", f"# {what}{outputs}"]
+    lines += _commands(name, neck, task, letters, backbone)
+    lines += ["", "# Parameters", f"nc: {1000 if task == 'classify' else 80} # number of classes"]
+    if task == "pose":
+        lines.append("kpt_shape: [17, 3] # number of keypoints, number of dims (2 for x,y or 3 for x,y,visible)")
+    if task != "classify":
+        comments = {"end2end": "whether to use end-to-end mode", "reg_max": "DFL bins"}
+        lines += [f"{key}: {_flow(value)} # {comments[key]}" for key, value in chosen.settings.items()]
+    if isinstance(variants, Mapping):
+        lines.append("scales: # neck scaling; the backbone's size is its variant's, chosen by the same letter")
+    else:
+        lines.append("scales: # neck scaling; the backbone is the same at every letter")
+    lines.append("  # [depth, width, max_channels]")
+    for letter in letters:
+        depth, width, limit = chosen.scales[letter]
+        said = [f"{title}-{_shown(variants[letter])}"] if isinstance(variants, Mapping) else []
+        said += [figures[letter]] if figures else []
+        lines.append(f"  {letter}: [{depth:.2f}, {width:.2f}, {limit}]" + (f" # {', '.join(said)}" if said else ""))
+    lines += ["", f"# {title} backbone", "backbone:", "  # [from, repeats, module, args]", *map(_line, trunk), ""]
+    if task != "classify":
+        lines.append(f"# {_generation(chosen.title, levels)} head")
+    lines += ["head:", *(text for line in head for text in ([""] * line.gap + [_line(line)]))]
+    return "\n".join(lines) + "\n"
+
+
+def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
+    """Module, variant or variants by letter, title and paper of a family or a variant.
+
+    Raises:
+        ValueError: for a name that is neither.
+    """
+    by_family = {cls.family: cls for cls in registry.families().values()}
+    wanted = backbone.strip().lower().replace(".", "_")
+    if wanted in FAMILIES:
+        known = FAMILIES[wanted]
+        return by_family[wanted].__name__, known.variants, known.title, f" ({known.paper})"
+    for family, cls in by_family.items():
+        if wanted.startswith(f"{family}_"):
+            variant = cls.resolve_variant(wanted)
+            entry = FAMILIES.get(family)
+            title = f"{entry.title if entry else cls.__name__}-{_shown(variant)}"
+            return cls.__name__, variant, title, f" ({entry.paper})" if entry else ""
+    raise ValueError(
+        f"There is no backbone {backbone!r}. Allowed: a family ({', '.join(FAMILIES)}), or a variant: "
+        f"{', '.join(registry.list_backbones())}."
+    )
+
+
+def _commands(name: str, neck: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
+    """How the file is used, as comments."""
+    small = scaled_name(name, neck, letters[0])
+    if small == name:
+        choice = "" if task == "classify" else f"    # letter: {letters[0]}"
+    else:
+        choice = f"    # {', '.join(letters[:-1])} or {letters[-1]}; without a letter: {letters[0]}"
+    verb = "" if task == "detect" else f"{task} "
+    lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{choice}"]
+    if task == "classify":
+        target = f"--model {file_name('yolov5', TAPS[1:], 'detect', backbone)} --scale {letters[0]} -o init.pt"
+        lines.append(f"# lightbackbones convert runs/classify/train/weights/best.pt {target}")
+    return lines
+
+
+def _generation(title: str, levels: Sequence[str]) -> str:
+    return title + "-P2" * (TAPS[0] in levels) + "-P6" * (EXTRA_LEVEL in levels)
+
+
+def _article(title: str) -> str:
+    return "an" if title[0] in "AEIO" else "a"
+
+
+def _shown(variant: str) -> str:
+    """A variant as the papers write it: `m0_9` -> `M0.9`."""
+    return variant.upper().replace("_", ".")
+
+
+def _line(line: Line) -> str:
+    return f"  - {_flow(line.row)}" + (f" # {line.comment}" if line.comment else "")
+
+
+def _flow(value: Any) -> str:
+    """A value as Ultralytics' own YAMLs write it: quotes around modes alone."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_flow, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
+    return '"nearest"' if value == "nearest" else str(value)
