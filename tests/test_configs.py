@@ -1,24 +1,38 @@
-"""Every model YAML at every scale: it builds what its comment says, with the right strides."""
+"""Every model YAML at every scale: what is written there is what is built, and it trains, saves, loads and folds."""
 
 from __future__ import annotations
 
-import gc
+import copy
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from contract import randomise
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from ultralytics import YOLO
+from ultralytics.nn import tasks
+from ultralytics.utils.torch_utils import get_flops
 
 from yolo_lightbackbones import registry
 
-CFG = Path(__file__).resolve().parent.parent / "cfg"
+ROOT = Path(__file__).resolve().parent.parent
+CFG = ROOT / "cfg"
 YAMLS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CFG.glob("*.yaml"))}
-MODELS = [(name, letter) for name, config in YAMLS.items() for letter in config.get("scales", ())]
-CLASSIFIERS = [name for name in YAMLS if name.endswith("-cls.yaml")]
+MODELS = [(name, letter) for name, config in YAMLS.items() if name.startswith("yolo") for letter in config["scales"]]
+CLASSIFIERS = [name for name in YAMLS if not name.startswith("yolo")]
 RECIPES = sorted(path.name for path in (CFG / "recipes").glob("*.yaml"))
+FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
+NECKS = ("yolov5", "yolov5-p6", "yolov8", "yolov8-p2", "yolo11", "yolo26")
+STRIDES = {"-p2": [4, 8, 16, 32], "-p6": [8, 16, 32, 64], "-cls": [32]}
+BUILDERS = {"": "Detection", "-seg": "Segmentation", "-pose": "Pose", "-obb": "OBB", "-cls": "Classification"}
 
 
 def scaled(name: str, letter: str) -> str:
@@ -26,40 +40,150 @@ def scaled(name: str, letter: str) -> str:
     return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
 
 
-@pytest.fixture(autouse=True)
-def _freed() -> Iterator[None]:
+def suffix(name: str) -> str:
+    """`-seg` of `yolo11-seg_repvit.yaml`."""
+    return (re.search(r"-(?:seg|pose|obb|cls)(?=_)", name) or [""])[0]
+
+
+def flat(value: Any) -> list[Tensor]:
+    """All tensors of a head's output."""
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in values for tensor in flat(item)]
+
+
+def raw(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """What a head computes before it decodes; of an end-to-end head the branch that is left when it is folded."""
+    with torch.no_grad():
+        maps = model.eval()(image)[1]
+    return flat(maps.get("one2one", maps) if isinstance(maps, dict) else maps)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def operations(model: nn.Module, size: int) -> int:
+    """FLOPs of convolutions and matrix products, attention included."""
+    shapes = copy.deepcopy(model).eval()
+    nn.Module._apply(shapes, lambda tensor: tensor.to("meta"))  # past BaseModel's own, which moves the strides as well
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shapes(torch.zeros(1, 3, size, size, device="meta"))
+    return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    gc.collect()
+    torch.set_num_threads(threads)
 
 
-def test_every_family_has_its_yamls() -> None:
-    for names in ({name for name, _ in MODELS}, CLASSIFIERS):
-        assert {YAMLS[name]["backbone"][0][2] for name in names} == set(registry._BUILT_IN)
-    families = {name.removeprefix("yolov5_").removesuffix(".yaml") for name, _ in MODELS}
-    assert {f"{family}_{start}.yaml" for family in families for start in ("scratch", "pretrained")} <= set(RECIPES)
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    """tools/make_cfg.py."""
+    spec = importlib.util.spec_from_file_location("make_cfg", ROOT / "tools" / "make_cfg.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_cfg"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def without_figures(text: str) -> str:
+    return re.sub(r"[, #]*[\d,]+ parameters, [\d.]+ GFLOPs", "", text)
+
+
+def test_every_family_is_on_every_neck_and_in_every_task() -> None:
+    for family in FAMILIES:
+        wanted = {f"{neck}_{family}.yaml" for neck in NECKS} | {f"{family}-cls.yaml", f"yolo26-cls_{family}.yaml"}
+        wanted |= {f"{neck}-{task}_{family}.yaml" for neck in ("yolo11", "yolo26") for task in ("seg", "pose", "obb")}
+        assert wanted <= set(YAMLS)
+        assert {f"{family}_{start}.yaml" for start in ("scratch", "pretrained")} <= set(RECIPES)
+    assert {config["backbone"][0][2] for config in YAMLS.values()} == set(registry._BUILT_IN)
+
+
+def test_the_files_are_what_the_generator_writes(generator: ModuleType) -> None:
+    """Their figures are compared with the built models below."""
+    generated = {model.name: model.text() for model in generator.models()}
+    for name, text in generated.items():
+        committed = (CFG / name).read_text()
+        assert without_figures(committed) == text, f"{name} is out of date: python tools/make_cfg.py {name}"
+    assert set(YAMLS) - set(generated) == {"yolo11_repvit-neck.yaml"} & set(YAMLS)
 
 
 @pytest.mark.parametrize(("name", "letter"), MODELS)
-def test_it_builds_at_every_scale(name: str, letter: str) -> None:
-    model = DetectionModel(yaml_model_load(scaled(name, letter)), nc=3, verbose=False)
+def test_a_model(name: str, letter: str, tmp_path: Path) -> None:
+    """One model, from its name to its folded form."""
+    torch.manual_seed(0)
+    task, config = suffix(name), YAMLS[name]
+    path = str(CFG / scaled(name, letter))
+    model = getattr(tasks, f"{BUILDERS[task]}Model")(tasks.yaml_model_load(path), verbose=False)
     backbone = model.model[0]
-    config = yaml.safe_load((CFG / name).read_text())
+
+    # What is written there is what is built.
     variant = config["backbone"][0][3][0][letter]
     with torch.device("meta"):
-        expected = type(backbone)(variant)
-    assert backbone.taps == expected.taps
-    assert sum(p.numel() for p in backbone.parameters()) == sum(p.numel() for p in expected.parameters())
-    assert model.stride.tolist() == [8, 16, 32]
-    comment = re.search(rf"^  {letter}: \[.*\] # (\S+)$", (CFG / name).read_text(), re.MULTILINE)
+        expected = type(backbone)(variant, taps=backbone.taps)
+    assert count(backbone) == count(expected)
+    strides = next((strides for extra, strides in STRIDES.items() if extra in name), [8, 16, 32])
+    assert model.stride.tolist() == strides
+    taps = tuple(tap for tap in ("P2", "P3", "P4", "P5") if [0, 1, "Tap", [tap]] in config["backbone"])
+    assert backbone.taps[-1] == taps[-1]
+    figures = rf"^  {letter}: \[.*\] # (\S+), ([\d,]+) parameters, ([\d.]+) GFLOPs$"
+    comment = re.search(figures, (CFG / name).read_text(), re.MULTILINE)
     assert comment
     assert comment[1].split("-")[-1].lower().replace(".", "_") == variant
+    assert int(comment[2].replace(",", "")) == count(model)
+
+    # Ultralytics' own count of operations, at the size of its summary line.
+    size = 224 if task == "-cls" else 640
+    gflops = get_flops(model, size)
+    assert gflops == pytest.approx(operations(model, size) / 1e9, rel=0.03)
+    assert float(comment[3]) == pytest.approx(gflops, abs=0.051)
+
+    # Every parameter that should train gets a gradient.
+    unit = max(64, strides[-1])
+    outputs = flat(model.train()(torch.rand(2, 3, unit, 2 * unit)))
+    sum((output * torch.randn_like(output)).mean() for output in outputs).backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all("dfl" in key for key, p in model.named_parameters() if not p.requires_grad)
+    model.zero_grad()
+
+    # Saved as Ultralytics saves and loaded as it loads, it is the same model.
+    randomise(model)
+    image = torch.rand(1, 3, 2 * unit, unit)
+    before = raw(model, image)
+    assert all(torch.isfinite(tensor).all() for tensor in before)
+    torch.save({"model": model, "ema": None, "train_args": {}}, checkpoint := tmp_path / "model.pt")
+    loaded, _ = tasks.load_checkpoint(checkpoint)
+    checkpoint.unlink()  # up to 1 GB
+    for actual, wanted in zip(raw(loaded, image), before, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+    # Folded, it still is.
+    fused = loaded.fuse(verbose=False)
+    assert fused.is_fused()
+    for actual, wanted in zip(raw(fused, image), before, strict=True):
+        spread = wanted.std()
+        torch.testing.assert_close(actual / spread, wanted / spread, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_classifier_without_a_letter_is_the_smallest(name: str) -> None:
+    family = name.removesuffix("-cls.yaml")
+    expected = YAMLS[f"yolo26-cls_{family}.yaml"]
+    assert YAMLS[name] == expected
+    assert next(iter(expected["scales"])) == "n"
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_pretrains_a_detectors_backbone(name: str, tmp_path: Path) -> None:
     """What `yolo classify train` saves, `lightbackbones convert` makes a detector of: every weight of the backbone."""
     from typer.testing import CliRunner
-    from ultralytics import YOLO
 
     from yolo_lightbackbones.cli import app
 

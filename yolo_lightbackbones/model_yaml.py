@@ -11,7 +11,7 @@ from typing import Any
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
-from yolo_lightbackbones.necks import EXTRA_LEVEL, NECKS, TASKS, Line, classifier, detector
+from yolo_lightbackbones.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
 
 TASK_TITLES = {
     "detect": "object detection",
@@ -27,6 +27,13 @@ EXAMPLE_DATA = {
     "obb": "DOTAv1.yaml",
     "classify": "imagenet",
 }
+SETTINGS = {
+    "nc": "number of classes",
+    "kpt_shape": "number of keypoints, number of dims (2 for x,y or 3 for x,y,visible)",
+    "end2end": "whether to use end-to-end mode",
+    "reg_max": "DFL bins",
+}
+"""Keys of a model YAML and what the comment behind them says."""
 CLASSIFIER_NECK = "yolo26"
 """Whose `-cls` name the classifiers carry: Ultralytics reads a scale letter only off names that begin like its own."""
 
@@ -68,6 +75,7 @@ def write(
     levels: Sequence[str] = TAPS[1:],
     task: str = "detect",
     name: str | None = None,
+    scale: str | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> str:
     """The text of a model YAML.
@@ -79,10 +87,11 @@ def write(
         levels: shallow to deep, two or more that follow each other. P6 is made by the neck.
         task: one of `TASKS`.
         name: the file's name, for the command in its head.
+        scale: write this letter alone; None: all of them.
         figures: scale letter -> what its comment says besides the variant, such as parameters and GFLOPs.
 
     Raises:
-        ValueError: for an unknown backbone, neck, task, or levels that do not fit, with what is allowed.
+        ValueError: for an unknown backbone, neck, task or scale, or levels that do not fit, with what is allowed.
     """
     module, variants, title, source = _resolve(backbone)
     if neck not in NECKS:
@@ -91,41 +100,67 @@ def write(
         raise ValueError(f"There is no task {task!r}. Allowed: {', '.join(TASKS)}.")
     chosen = NECKS[neck]
     letters = [letter for letter in chosen.scales if not isinstance(variants, Mapping) or letter in variants]
+    if scale is not None:
+        if scale not in letters:
+            raise ValueError(f"There is no scale {scale!r} of {backbone}. Allowed: {', '.join(letters)}.")
+        letters = [scale]
+        if isinstance(variants, Mapping):
+            module, variants, title, source = _resolve(f"{backbone}_{variants[scale]}")
+    name = name or file_name(neck, levels, task, backbone)
+    settings: dict[str, Any]
     row = [module, [dict(variants) if isinstance(variants, Mapping) else variants]]
+    with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
-        what = f"Image classification with {_article(title)} {title} backbone{source}"
-        outputs = ": pretrains the backbone on folders of images"
+        what = f"Image classification {with_backbone}: pretrains the backbone on folders of images"
+        head_title: list[str] = []
+        settings = {"nc": 1000}
     else:
         trunk, head = detector(chosen, row, levels, task)
-        what = (
-            f"{_generation(chosen.title, levels)} {TASK_TITLES[task]} with {_article(title)} {title} backbone{source}"
-        )
-        outputs = f", {levels[0]}/{2 ** int(levels[0][1:])} - {levels[-1]}/{2 ** int(levels[-1][1:])} outputs"
-    name = name or file_name(neck, levels, task, backbone)
-    lines = ["# yolo_lightbackbones, AGPL-3.0 licence", "", f"# {what}{outputs}"]
-    lines += _commands(name, neck, task, letters, backbone)
-    lines += ["", "# Parameters", f"nc: {1000 if task == 'classify' else 80} # number of classes"]
-    if task == "pose":
-        lines.append("kpt_shape: [17, 3] # number of keypoints, number of dims (2 for x,y or 3 for x,y,visible)")
-    if task != "classify":
-        comments = {"end2end": "whether to use end-to-end mode", "reg_max": "DFL bins"}
-        lines += [f"{key}: {_flow(value)} # {comments[key]}" for key, value in chosen.settings.items()]
-    if isinstance(variants, Mapping):
-        lines.append("scales: # neck scaling; the backbone's size is its variant's, chosen by the same letter")
+        generation = chosen.title + "-P2" * (TAPS[0] in levels) + "-P6" * (EXTRA_LEVEL in levels)
+        outputs = f"{levels[0]}/{reduction(levels[0])} - {levels[-1]}/{reduction(levels[-1])} outputs"
+        what = f"{generation} {TASK_TITLES[task]} {with_backbone}, {outputs}"
+        head_title = [f"# {generation} head"]
+        settings = {"nc": 80, **({"kpt_shape": [17, 3]} if task == "pose" else {}), **chosen.settings}
+    lines = [
+        "# yolo_lightbackbones, AGPL-3.0 licence",
+        "",
+        f"# {what}",
+        *_commands(name, neck, task, letters, backbone),
+        "",
+        "# Parameters",
+        *(f"{key}: {_flow(value)} # {SETTINGS[key]}" for key, value in settings.items()),
+        *_scales(chosen, letters, variants, title, figures or {}),
+        "",
+        f"# {title} backbone",
+        "backbone:",
+        "  # [from, repeats, module, args]",
+        *map(_line, trunk),
+        "",
+        *head_title,
+        "head:",
+        *(text for line in head for text in ([""] * line.gap + [_line(line)])),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _scales(
+    neck: Neck, letters: Sequence[str], variants: Mapping[str, str] | str, title: str, figures: Mapping[str, str]
+) -> list[str]:
+    """The `scales:` of a model YAML; behind each letter its variant and its figures."""
+    if len(letters) == 1:
+        lines = ["scales: # of the neck"]
+    elif isinstance(variants, Mapping):
+        lines = ["scales: # neck scaling; the backbone's size is its variant's, chosen by the same letter"]
     else:
-        lines.append("scales: # neck scaling; the backbone is the same at every letter")
+        lines = ["scales: # neck scaling; the backbone is the same at every letter"]
     lines.append("  # [depth, width, max_channels]")
     for letter in letters:
-        depth, width, limit = chosen.scales[letter]
+        depth, width, limit = neck.scales[letter]
         said = [f"{title}-{_shown(variants[letter])}"] if isinstance(variants, Mapping) else []
-        said += [figures[letter]] if figures else []
+        said += [figures[letter]] if letter in figures else []
         lines.append(f"  {letter}: [{depth:.2f}, {width:.2f}, {limit}]" + (f" # {', '.join(said)}" if said else ""))
-    lines += ["", f"# {title} backbone", "backbone:", "  # [from, repeats, module, args]", *map(_line, trunk), ""]
-    if task != "classify":
-        lines.append(f"# {_generation(chosen.title, levels)} head")
-    lines += ["head:", *(text for line in head for text in ([""] * line.gap + [_line(line)]))]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
@@ -164,14 +199,6 @@ def _commands(name: str, neck: str, task: str, letters: Sequence[str], backbone:
         target = f"--model {file_name('yolov5', TAPS[1:], 'detect', backbone)} --scale {letters[0]} -o init.pt"
         lines.append(f"# lightbackbones convert runs/classify/train/weights/best.pt {target}")
     return lines
-
-
-def _generation(title: str, levels: Sequence[str]) -> str:
-    return title + "-P2" * (TAPS[0] in levels) + "-P6" * (EXTRA_LEVEL in levels)
-
-
-def _article(title: str) -> str:
-    return "an" if title[0] in "AEIO" else "a"
 
 
 def _shown(variant: str) -> str:

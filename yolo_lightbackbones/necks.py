@@ -7,6 +7,7 @@ Ultralytics' own (`cfg/models` of its package; a test compares row by row), for 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,11 @@ def channels(levels: Sequence[str]) -> dict[str, int]:
     return {"P2": 128, "P3": 256, "P4": 512} | last
 
 
+def reduction(level: str) -> int:
+    """Image side over the side of the level's map: 8 for P3."""
+    return int(2 ** int(level.removeprefix("P")))
+
+
 def check_levels(levels: Sequence[str]) -> None:
     """Refuse levels that no path aggregation network can be laid over.
 
@@ -182,9 +188,9 @@ def detector(neck: Neck, backbone: list[Any], levels: Sequence[str], task: str) 
     for level in levels:
         if level in TAPS:
             rows[level] = len(lines)
-            lines.append(Line([0, 1, "Tap", [level]], f"{len(lines)}-{level}/{_reduction(level)}"))
+            lines.append(Line([0, 1, "Tap", [level]], f"{len(lines)}-{level}/{reduction(level)}"))
     if deepest == EXTRA_LEVEL:
-        add(-1, Step(1, "Conv", (3, 2)), deepest, f"{len(lines)}-{deepest}/{_reduction(deepest)}")
+        add(-1, Step(1, "Conv", (3, 2)), deepest, f"{len(lines)}-{deepest}/{reduction(deepest)}")
         add(-1, neck.extra, deepest)
     for step in neck.deepest:
         rows[deepest] = add(-1, step, deepest, str(len(lines)))
@@ -200,7 +206,7 @@ def detector(neck: Neck, backbone: list[Any], levels: Sequence[str], task: str) 
         lines.append(Line([[-1, rows[level]], 1, "Concat", [1]], f"cat backbone {level}"))
         inner[level] = add(-1, neck.up, level, _named(len(lines), level if level == levels[0] else None))
     outputs = [inner[levels[0]]]
-    for above, level in zip(levels, levels[1:], strict=False):
+    for above, level in itertools.pairwise(levels):
         add(-1, Step(1, "Conv", (3, 2)), above)
         lines.append(Line([[-1, inner[level]], 1, "Concat", [1]], f"cat head {level}"))
         outputs.append(add(-1, neck.last if level == deepest else neck.down, level, _named(len(lines), level)))
@@ -214,17 +220,13 @@ def classifier(backbone: list[Any], deepest: str = TAPS[-1]) -> tuple[list[Line]
     """Rows of `backbone:` and of `head:` for an image classifier on the deepest tap."""
     taps = [
         Line([-1, 1, *backbone], "0-all taps"),
-        Line([0, 1, "Tap", [deepest]], f"1-{deepest}/{_reduction(deepest)}"),
+        Line([0, 1, "Tap", [deepest]], f"1-{deepest}/{reduction(deepest)}"),
     ]
     return taps, [Line([-1, 1, "Classify", ["nc"]], "Classify")]
 
 
-def _reduction(level: str) -> int:
-    return int(2 ** int(level.removeprefix("P")))
-
-
 def _named(number: int, level: str | None) -> str:
-    return f"{number} ({level}/{_reduction(level)}-{SIZES[level]})" if level else str(number)
+    return f"{number} ({level}/{reduction(level)}-{SIZES[level]})" if level else str(number)
 
 
 def _spaced(lines: Sequence[Line]) -> list[Line]:

@@ -1,6 +1,6 @@
 """Installs the backbones on Ultralytics. The only module of the library that knows it.
 
-Four seams, each the smallest there is, each checked for before it is touched:
+Five seams, each the smallest there is, each checked for before it is touched:
 
 1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
@@ -8,6 +8,8 @@ Four seams, each the smallest there is, each checked for before it is touched:
 4. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
    `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would spoil
    is kept out of it, and what a failed export has written is removed.
+5. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with modules of ours are counted at its image
+   size. Ultralytics counts them on a few pixels and extrapolates, which circular convolutions do not follow.
 
 Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
 """
@@ -28,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_lightbackbones import backbone, configs, exporting, fusion, layers, registry, rows, training
+from yolo_lightbackbones import backbone, configs, cost, exporting, fusion, layers, registry, rows, training
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
@@ -48,9 +50,10 @@ def register() -> None:
     tasks = importlib.import_module("ultralytics.nn.tasks")  # with the autoload active, this import registers already
     checks = importlib.import_module("ultralytics.utils.checks")
     callbacks = importlib.import_module("ultralytics.utils.callbacks.base")
+    torch_utils = importlib.import_module("ultralytics.utils.torch_utils")
     if _undo:
         return
-    if missing := _missing_seams(tasks, checks, callbacks):
+    if missing := _missing_seams(tasks, checks, callbacks, torch_utils):
         warnings.warn(
             f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
             f"Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
@@ -60,6 +63,7 @@ def register() -> None:
     _publish(tasks)
     _replace_function(tasks.parse_model, _parse_model(tasks.parse_model, tasks))
     _replace_function(checks.check_file, _check_file(checks.check_file))
+    _replace_function(torch_utils.get_flops, _get_flops(torch_utils.get_flops))
     _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
     _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
     for event, callback in _CALLBACKS.items():
@@ -131,6 +135,21 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
     return check_file
 
 
+def _get_flops(original: Callable[..., float]) -> Callable[..., float]:
+    @functools.wraps(original)
+    def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
+        if not any(isinstance(module, backbone.Backbone) for module in model.modules()):
+            return original(model, imgsz, *args, **kwargs)
+        height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
+        shape = (1, next(model.parameters()).shape[1], height, width)
+        try:
+            return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
+        except (RuntimeError, ValueError):  # a size that does not fit; an unknown layer that needs values
+            return original(model, imgsz, *args, **kwargs)
+
+    return get_flops
+
+
 def _on_export_start(exporter: Any) -> None:
     """Runs when the model is a fused copy and nothing is written yet.
 
@@ -185,7 +204,7 @@ _CALLBACKS = {"on_export_start": _on_export_start, "on_pretrain_routine_end": _o
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType) -> list[str]:
+def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> list[str]:
     """What the plugin needs of Ultralytics and does not find."""
     model = getattr(tasks, "BaseModel", None)
     needs = [
@@ -194,6 +213,7 @@ def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType)
         (model, "fuse", ["self"]),
         (model, "is_fused", ["self"]),
         (checks, "check_file", ["file"]),
+        (torch_utils, "get_flops", ["model", "imgsz"]),
     ]
     missing = []
     for owner, name, arguments in needs:

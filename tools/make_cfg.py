@@ -1,0 +1,98 @@
+"""Writes the model YAMLs in cfg/: every family on every neck and task that is shipped, figures counted on the models.
+
+    python tools/make_cfg.py            # make cfg
+
+The necks are data in `yolo_lightbackbones/necks.py`, the text is made by `yolo_lightbackbones/model_yaml.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultralytics import YOLO
+from ultralytics.utils.torch_utils import get_flops
+
+from yolo_lightbackbones import configs, model_yaml
+from yolo_lightbackbones.backbone import TAPS
+from yolo_lightbackbones.necks import LEVELS
+
+P3_P5 = TAPS[1:]
+DETECTORS = (
+    ("yolov5", P3_P5),
+    ("yolov5", LEVELS[1:]),
+    ("yolov8", P3_P5),
+    ("yolov8", TAPS),
+    ("yolo11", P3_P5),
+    ("yolo26", P3_P5),
+)
+OTHER_TASKS = ("segment", "pose", "obb")
+OTHER_TASKS_NECKS = ("yolo11", "yolo26")
+IMAGE_SIZE = {"classify": 224}  # pixels; others 640
+
+
+@dataclass(frozen=True)
+class Model:
+    """One file of cfg/."""
+
+    name: str
+    family: str
+    neck: str
+    levels: tuple[str, ...] = P3_P5
+    task: str = "detect"
+
+    def text(self, figures: dict[str, str] | None = None) -> str:
+        return model_yaml.write(
+            self.family, self.neck, levels=self.levels, task=self.task, name=self.name, figures=figures
+        )
+
+    def scaled(self, letter: str) -> str:
+        return model_yaml.scaled_name(self.name, self.neck, letter)
+
+
+def models() -> Iterator[Model]:
+    """Everything in cfg/ that is generated."""
+    for family in model_yaml.FAMILIES:
+        wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
+        wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
+        wanted += [(model_yaml.CLASSIFIER_NECK, P3_P5, "classify")]
+        for neck, levels, task in wanted:
+            yield Model(model_yaml.file_name(neck, levels, task, family), family, neck, levels, task)
+        yield Model(f"{family}-cls.yaml", family, model_yaml.CLASSIFIER_NECK, P3_P5, "classify")
+
+
+def figures(model: Model) -> dict[str, str]:
+    """Parameters and GFLOPs of the built model per scale letter."""
+    counted = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
+        stem = Path(model_yaml.file_name(model.neck, model.levels, model.task, model.family)).stem
+        letters = model_yaml.FAMILIES[model.family].variants
+        for letter in letters:
+            file = Path(folder, model_yaml.scaled_name(f"{stem}.yaml", model.neck, letter))
+            file.write_text(model.text())
+            net = YOLO(file, task=model.task).model
+            parameters = sum(p.numel() for p in net.parameters())
+            gflops = get_flops(net, IMAGE_SIZE.get(model.task, 640))
+            counted[letter] = f"{parameters:,} parameters, {gflops:.1f} GFLOPs"
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="of files, such as yolo11_repvit.yaml; default: all")
+    wanted = parser.parse_args().names
+    known = {model.name: model for model in models()}
+    if unknown := [name for name in wanted if name not in known]:
+        sys.exit(f"error: no file {unknown[0]}. Allowed: {', '.join(known)}")
+    for name in wanted or known:
+        (configs.config_dir() / name).write_text(known[name].text(figures(known[name])))
+        print(name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
