@@ -31,7 +31,7 @@ CLASSIFIERS = [name for name in YAMLS if not name.startswith("yolo")]
 RECIPES = sorted(path.name for path in (CFG / "recipes").glob("*.yaml"))
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
 NECKS = ("yolov5", "yolov5-p6", "yolov8", "yolov8-p2", "yolo11", "yolo26")
-STRIDES = {"-p2": [4, 8, 16, 32], "-p6": [8, 16, 32, 64], "-cls": [32]}
+STRIDES = {"-p2": [4, 8, 16, 32], "-p6": [8, 16, 32, 64], "-cls": [1]}  # a classifier has none in Ultralytics
 BUILDERS = {"": "Detection", "-seg": "Segmentation", "-pose": "Pose", "-obb": "OBB", "-cls": "Classification"}
 
 
@@ -54,7 +54,7 @@ def flat(value: Any) -> list[Tensor]:
 
 
 def raw(model: nn.Module, image: Tensor) -> list[Tensor]:
-    """What a head computes before it decodes; of an end-to-end head the branch that is left when it is folded."""
+    """What a head computes before it decodes; of an end-to-end head what it computes in the branch without NMS."""
     with torch.no_grad():
         maps = model.eval()(image)[1]
     return flat(maps.get("one2one", maps) if isinstance(maps, dict) else maps)
@@ -140,16 +140,17 @@ def test_a_model(name: str, letter: str, tmp_path: Path) -> None:
     assert int(comment[2].replace(",", "")) == count(model)
 
     # Ultralytics' own count of operations, at the size of its summary line.
-    size = 224 if task == "-cls" else 640
-    gflops = get_flops(model, size)
-    assert gflops == pytest.approx(operations(model, size) / 1e9, rel=0.03)
+    side = 224 if task == "-cls" else 640
+    gflops = get_flops(model, side)
+    assert gflops == pytest.approx(operations(model, side) / 1e9, rel=0.03)
     assert float(comment[3]) == pytest.approx(gflops, abs=0.051)
 
     # Every parameter that should train gets a gradient.
-    unit = max(64, strides[-1])
+    unit = 64
     outputs = flat(model.train()(torch.rand(2, 3, unit, 2 * unit)))
     sum((output * torch.randn_like(output)).mean() for output in outputs).backward()
-    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    silent = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all("flow_model" in key for key in silent)  # of Pose26: its loss alone trains it
     assert all("dfl" in key for key, p in model.named_parameters() if not p.requires_grad)
     model.zero_grad()
 
@@ -165,11 +166,13 @@ def test_a_model(name: str, letter: str, tmp_path: Path) -> None:
         torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
 
     # Folded, it still is.
+    if "yolo26" in name and task != "-cls":
+        loaded.end2end = True  # as `nms=False` does; the other branch is then left out
     fused = loaded.fuse(verbose=False)
     assert fused.is_fused()
     for actual, wanted in zip(raw(fused, image), before, strict=True):
-        spread = wanted.std()
-        torch.testing.assert_close(actual / spread, wanted / spread, rtol=0, atol=1e-5)
+        size = wanted.square().mean().sqrt()
+        torch.testing.assert_close(actual / size, wanted / size, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
