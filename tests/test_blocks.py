@@ -187,12 +187,18 @@ class TestRow:
             torch.testing.assert_close(run(other, x), expected, rtol=0, atol=0)
 
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
-    @pytest.mark.parametrize("any_size", [False, True])
-    def test_a_trace_holds_for_its_size_or_for_any(self, name: str, any_size: bool) -> None:
-        fused = fusion.fuse(row(name, sr_ratio=2) if name == "LGLBlock" else row(name))
-        fusion.record_for(fused, any_size=any_size)
-        traced = torch.jit.trace(fused, random_map(7, 6), check_trace=False)
-        for height, width in ((7, 6), (5, 8), (12, 9)) if any_size else ((7, 6),):
+    @pytest.mark.parametrize(
+        ("recorded", "sizes"),
+        [((7, 6), [(7, 6)]), ((7, 6), [(7, 6), (8, 6), (5, 8)]), ((8, 6), [(8, 6), (7, 5), (12, 9)])],
+        ids=["one-size", "any-size-from-cut-windows", "any-size-from-whole-windows"],
+    )
+    def test_a_trace_holds_for_its_size_or_for_any(
+        self, name: str, recorded: tuple[int, int], sizes: list[tuple[int, int]]
+    ) -> None:
+        fused = fusion.fuse(row(name))
+        fusion.record_for(fused, any_size=len(sizes) > 1)
+        traced = torch.jit.trace(fused, random_map(*recorded), check_trace=False)
+        for height, width in sizes:
             x = random_map(height, width)
             assert_features([run(traced, x)], [run(fused, x)], 1e-5)
 
@@ -475,6 +481,13 @@ def test_nothing_that_others_see_is_changed(tmp_path: Path) -> None:
     assert vars(tasks) == names
     assert not {"frozenset", *NAMES} & set(names)
     torch.testing.assert_close(weights(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("module", "error"), [("LGLBlocks", rows.ConfigError), ("Nobodys", KeyError)])
+def test_a_module_that_nobody_knows(module: str, error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(error, match=r"row 3 .*'LGLBlocks'. Did you mean 'LGLBlock'|^'Nobodys'$") as seen:
+        YOLO(model_yaml(tmp_path, module, *NAMES[1:]))
+    assert seen.type is error
 
 
 def test_a_parser_that_somebody_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,7 @@ def test_models_with_rows_of_blocks_are_told_from_others() -> None:
         ("[-1, 1, ConvModBlock, [256, {kernel_size: -3}]]", r"kernel_size is -3; it must be an odd number, at least 1"),
         ("[-1, 1, ConvModBlock, [256, {layer_scale: 1e-6}]]", r"layer_scale is '1e-6'; it must be a number above 0.*with the dot: YAML reads 1e-6 as text"),
         ("[-1, 1, ConvModBlock, [256, {layer_scale: .inf}]]", r"layer_scale is inf; it must be a number above 0"),
+        ("[-1, 1, [ConvModBlock], [256]]", r"row 4 \[-1, 1, \[ConvModBlock\], \[256\]\]: a row is \[from, repeats, module"),
         ("[-1, 1, ConvModBlock]", r"row 4 \[-1, 1, ConvModBlock\]: a row is \[from, repeats, module, \[arguments\]\]"),
     ],
 )  # fmt: skip
@@ -231,6 +232,25 @@ def test_mistakes_in_rows_of_blocks(row: str, message: str) -> None:
 def test_every_row_of_blocks_is_checked() -> None:
     with pytest.raises(rows.ConfigError, match=r"row 4.*the output channels are 0"):
         check(model(row3="[-1, 1, LGLBlock, [64]]", row4="[-1, 1, LGLBlock, [0]]"))
+
+
+OURS = ["EdgeViT", "ParCNet", "RepViT", "Conv2Former", "Tap", "RepViTBlock", "LGLBlock", "ParCBlock", "ConvModBlock"]
+
+
+@pytest.mark.parametrize(
+    ("module", "meant"),
+    [("RepVitBlock", "RepViTBlock"), ("LGLBlocks", "LGLBlock"), ("tap", "Tap"), ("Conv2former", "Conv2Former")],
+)
+def test_a_misspelt_module_of_ours(module: str, meant: str) -> None:
+    expected = rf"my\.yaml, row 4 .*: unknown module '{module}'\. Did you mean '{meant}'\?"
+    with pytest.raises(rows.ConfigError, match=expected):
+        rows.explain_unknown(model(row4=[-1, 1, module, [64]]), module, OURS)
+
+
+@pytest.mark.parametrize(("row", "unknown"), [("[-1, 1, C9, [64]]", "C9"), ("[-1, 1, SPPF, [64, 5]]", "RepVitBlock")])
+def test_what_nobody_knows_and_nothing_resembles_is_left_to_ultralytics(row: str, unknown: str) -> None:
+    rows.explain_unknown(model(row4=row), unknown, OURS)
+    rows.explain_unknown({"backbone": [[], None, [0, 1, 3]], "head": "nonsense"}, "RepVitBlock", OURS)
 
 
 def test_a_row_of_blocks_takes_no_list_of_maps() -> None:

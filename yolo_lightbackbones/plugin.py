@@ -90,7 +90,11 @@ def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..
             d = rows.translate(d, ch, families)
             _publish(tasks)  # a family may have been registered since
         parse = _parser_of_blocks(original, d) if rows.names_block(d, blocks.BLOCKS) else original
-        return parse(d, ch, *args, **kwargs)
+        try:
+            return parse(d, ch, *args, **kwargs)
+        except KeyError as error:  # how the parser takes a module that it does not know
+            rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
+            raise
 
     return parse_model
 

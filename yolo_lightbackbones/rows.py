@@ -15,7 +15,8 @@ parser leaves what is in a mapping alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,19 @@ def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbo
 def names_block(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> bool:
     """Whether a model config has a row of blocks. Never raises: a config without one is none of our business."""
     return any(module in blocks for module in _modules(config))
+
+
+def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str]) -> None:
+    """Say what a module that nobody knows was meant to be, if it is nearly one of ours.
+
+    Raises:
+        ConfigError: naming the row and the module that is meant.
+    """
+    by_letters = {name.lower(): name for name in ours}
+    close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
+    for row in _parse_rows(config) if close and module in _modules(config) else ():
+        if row.module == module:
+            raise row.error(f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?")
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
@@ -123,7 +137,8 @@ def _parse_rows(config: Mapping[str, Any]) -> list[Row]:
     where = f"{config['yaml_file']}, " if config.get("yaml_file") else ""
     rows = []
     for number, row in enumerate([*_listed(config.get("backbone")), *_listed(config.get("head"))]):
-        if not isinstance(row, list | tuple) or len(row) != 4 or not isinstance(row[3], list):
+        well_formed = isinstance(row, list | tuple) and len(row) == 4
+        if not well_formed or not isinstance(row[2], str) or not isinstance(row[3], list):
             raise ConfigError(f"{where}row {number} {_flow(row)}: a row is [from, repeats, module, [arguments]].")
         rows.append(Row(where, number, *row))
     return rows
