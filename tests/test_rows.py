@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from yolo_lightbackbones import rows
+from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.registry import families
 
 MODEL = """
@@ -144,3 +145,122 @@ def test_a_backbone_that_nothing_uses() -> None:
         rows.ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"
     ):
         translate(config)
+
+
+# --- rows of blocks: in the place of row 4 above, or of row 0 --------------------------------------------------------
+
+
+def check(config: dict[str, Any]) -> rows.Row:
+    return rows.check_blocks(config, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[-1, 3, RepViTBlock, [256]]",
+        "[-1, 1, RepViTBlock, [256, {squeeze: false, mlp_ratio: 3, drop_path: 0.1}]]",
+        "[3, 2, LGLBlock, [256, {sr_ratio: 1, head_dim: 48, mlp_ratio: 2, drop_path: 0}]]",
+        "[-4, 1, ParCBlock, [256, {length: 7, mlp_ratio: 1, dropout: 0.0}]]",
+        "[-1, 1, ConvModBlock, [7, {kernel_size: 11, layer_scale: 1.0e-6}]]",
+        "[-1, 1, ConvModBlock, [256, {}]]",
+    ],
+)
+def test_rows_of_blocks_pass_as_they_are(row: str) -> None:
+    config = model(row4=row)
+    before = copy.deepcopy(config)
+    found = check(config)
+    assert (found.number, [found.source, found.repeats, found.module, found.args]) == (4, yaml.safe_load(row))
+    assert config == before
+    config = model(row4=row, row3="[0, 1, Tap, [P5]]")
+    if yaml.safe_load(row)[0] != -4:
+        assert translate(config)["backbone"][4] == yaml.safe_load(row)
+
+
+def test_models_with_rows_of_blocks_are_told_from_others() -> None:
+    assert not rows.names_block(model(), BLOCKS)
+    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, BLOCKS)
+    only = {"backbone": [[-1, 1, "RepViTBlock", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
+    assert rows.names_block(only, BLOCKS)
+    assert not rows.names_backbone(only, families())
+    assert check(only).number == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("[-1, 1, RepViTBlock, []]", r"my\.yaml, row 4 \[-1, 1, RepViTBlock, \[\]\]: 0 arguments; RepViTBlock takes its output channels and then at most one mapping of options \(squeeze, mlp_ratio, drop_path\), for example \[256\]"),
+        ("[-1, 1, RepViTBlock, [256, {}, 3]]", r"row 4.*3 arguments; RepViTBlock takes"),
+        ("[-1, 1, RepViTBlock, [nc]]", r"row 4.*the output channels are 'nc'; they must be a whole number, at least 1"),
+        ("[-1, 1, RepViTBlock, [{mlp_ratio: 2}]]", r"row 4.*the output channels are {'mlp_ratio': 2}; they must be a whole number"),
+        ("[-1, 1, RepViTBlock, [0]]", r"the output channels are 0; they must be"),
+        ("[-1, 1, RepViTBlock, [25.6]]", r"the output channels are 25\.6; they must be"),
+        ("[-1, 1, RepViTBlock, [true]]", r"the output channels are True; they must be"),
+        ("[-1, 1, RepViTBlock, [256, true]]", r"row 4.*the second argument is True; it must be a mapping of options: squeeze, mlp_ratio, drop_path"),
+        ("[-1, 1, RepViTBlock, [256, null]]", r"the second argument is None; it must be a mapping"),
+        ("[-1, 0, RepViTBlock, [256]]", r"row 4.*repeats is 0; it must be a whole number, at least 1"),
+        ("[-1, 1.5, RepViTBlock, [256]]", r"repeats is 1\.5; it must be a whole number"),
+        ("[-1, n, RepViTBlock, [256]]", r"repeats is 'n'; it must be a whole number"),
+        ("[[-1, 2], 1, RepViTBlock, [256]]", r"row 4.*'from' is \[-1, 2\]; RepViTBlock takes one map: put a row Concat between them"),
+        ("[4, 1, RepViTBlock, [256]]", r"row 4.*'from' is 4; it must be the number of an earlier row, or -1"),
+        ("[-5, 1, RepViTBlock, [256]]", r"row 4.*'from' is -5; it must be the number of an earlier row, or -1"),
+        ("[P5, 1, RepViTBlock, [256]]", r"'from' is 'P5'; it must be the number of an earlier row"),
+        ("[-1, 1, RepViTBlock, [256, {mlp_ration: 2}]]", r"row 4.*unknown option 'mlp_ration'. Did you mean 'mlp_ratio'\? Allowed: squeeze, mlp_ratio, drop_path"),
+        ("[-1, 1, RepViTBlock, [256, {sr_ratio: 2}]]", r"unknown option 'sr_ratio'.*Allowed: squeeze, mlp_ratio, drop_path"),
+        ("[-1, 1, RepViTBlock, [256, {3: 2}]]", r"unknown option 3. Allowed: squeeze"),
+        ("[-1, 1, RepViTBlock, [256, {squeeze: 1}]]", r"squeeze is 1; it must be true or false"),
+        ("[-1, 1, RepViTBlock, [256, {mlp_ratio: n}]]", r"mlp_ratio is 'n'; it must be a whole number, at least 1"),
+        ("[-1, 1, RepViTBlock, [256, {drop_path: 1}]]", r"drop_path is 1; it must be a number, at least 0 and below 1"),
+        ("[-1, 1, RepViTBlock, [256, {drop_path: .nan}]]", r"drop_path is nan; it must be a number, at least 0"),
+        ("[-1, 1, LGLBlock, [256, {sr_ratio: 0}]]", r"sr_ratio is 0; it must be a whole number, at least 1"),
+        ("[-1, 1, LGLBlock, [256, {sr_ratio: 1.5}]]", r"sr_ratio is 1\.5; it must be a whole number"),
+        ("[-1, 1, LGLBlock, [256, {num_heads: 4}]]", r"unknown option 'num_heads'.*Allowed: sr_ratio, head_dim, mlp_ratio, drop_path"),
+        ("[-1, 1, ParCBlock, [256, {length: true}]]", r"length is True; it must be a whole number"),
+        ("[-1, 1, ParCBlock, [256, {dropout: -0.1}]]", r"dropout is -0\.1; it must be a number, at least 0 and below 1"),
+        ("[-1, 1, ConvModBlock, [256, {kernel_size: 6}]]", r"kernel_size is 6; it must be an odd number, at least 1"),
+        ("[-1, 1, ConvModBlock, [256, {kernel_size: -3}]]", r"kernel_size is -3; it must be an odd number, at least 1"),
+        ("[-1, 1, ConvModBlock, [256, {layer_scale: 1e-6}]]", r"layer_scale is '1e-6'; it must be a number above 0.*with the dot: YAML reads 1e-6 as text"),
+        ("[-1, 1, ConvModBlock, [256, {layer_scale: .inf}]]", r"layer_scale is inf; it must be a number above 0"),
+        ("[-1, 1, [ConvModBlock], [256]]", r"row 4 \[-1, 1, \[ConvModBlock\], \[256\]\]: a row is \[from, repeats, module"),
+        ("[-1, 1, ConvModBlock]", r"row 4 \[-1, 1, ConvModBlock\]: a row is \[from, repeats, module, \[arguments\]\]"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_rows_of_blocks(row: str, message: str) -> None:
+    with pytest.raises(rows.ConfigError, match=message):
+        check(model(row4=row))
+
+
+def test_every_row_of_blocks_is_checked() -> None:
+    with pytest.raises(rows.ConfigError, match=r"row 4.*the output channels are 0"):
+        check(model(row3="[-1, 1, LGLBlock, [64]]", row4="[-1, 1, LGLBlock, [0]]"))
+
+
+OURS = ["EdgeViT", "ParCNet", "RepViT", "Conv2Former", "Tap", "RepViTBlock", "LGLBlock", "ParCBlock", "ConvModBlock"]
+
+
+@pytest.mark.parametrize(
+    ("module", "meant"),
+    [("RepVitBlock", "RepViTBlock"), ("LGLBlocks", "LGLBlock"), ("tap", "Tap"), ("Conv2former", "Conv2Former")],
+)
+def test_a_misspelt_module_of_ours(module: str, meant: str) -> None:
+    expected = rf"my\.yaml, row 4 .*: unknown module '{module}'\. Did you mean '{meant}'\?"
+    with pytest.raises(rows.ConfigError, match=expected):
+        rows.explain_unknown(model(row4=[-1, 1, module, [64]]), module, OURS)
+
+
+@pytest.mark.parametrize(("row", "unknown"), [("[-1, 1, C9, [64]]", "C9"), ("[-1, 1, SPPF, [64, 5]]", "RepVitBlock")])
+def test_what_nobody_knows_and_nothing_resembles_is_left_to_ultralytics(row: str, unknown: str) -> None:
+    rows.explain_unknown(model(row4=row), unknown, OURS)
+    rows.explain_unknown({"backbone": [[], None, [0, 1, 3]], "head": "nonsense"}, "RepVitBlock", OURS)
+
+
+def test_a_row_of_blocks_takes_no_list_of_maps() -> None:
+    with pytest.raises(
+        rows.ConfigError, match=r"row 4.*LGLBlock takes its input from the backbone \(row 0\), which gives a list"
+    ):
+        translate(model(row4="[0, 1, LGLBlock, [64]]"))
+
+
+def test_a_scale_letter_that_a_model_of_blocks_lacks() -> None:
+    config = {**model(row0="[-1, 1, RepViTBlock, [64]]"), "scale": "x"}
+    with pytest.raises(rows.ConfigError, match=r"row 0.*no scale 'x' in this model's 'scales'. Allowed: n, s"):
+        check(config)

@@ -8,6 +8,7 @@ The necks are data in `yolo_lightbackbones/necks.py`, the text is made by `yolo_
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ DETECTORS = (
 OTHER_TASKS = ("segment", "pose", "obb")
 OTHER_TASKS_NECKS = ("yolo11", "yolo26")
 IMAGE_SIZE = {"classify": 224}  # pixels; others 640
+BY_HAND = "yolo11_repvit-neck.yaml"
+"""Gets its figures from here, and nothing else."""
+FIGURES = re.compile(r"[, #]*[\d,]+ parameters, [\d.]+ GFLOPs")
 
 
 @dataclass(frozen=True)
@@ -67,30 +71,45 @@ def models() -> Iterator[Model]:
 
 def figures(model: Model) -> dict[str, str]:
     """Parameters and GFLOPs of the built model per scale letter."""
-    counted = {}
+    # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
+    name = model_yaml.file_name(model.neck, model.levels, model.task, model.family)
+    letters = model_yaml.FAMILIES[model.family].variants
     with tempfile.TemporaryDirectory() as folder:
-        # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
-        stem = Path(model_yaml.file_name(model.neck, model.levels, model.task, model.family)).stem
-        letters = model_yaml.FAMILIES[model.family].variants
+        counted = {}
         for letter in letters:
-            file = Path(folder, model_yaml.scaled_name(f"{stem}.yaml", model.neck, letter))
+            file = Path(folder, model_yaml.scaled_name(name, model.neck, letter))
             file.write_text(model.text())
-            net = YOLO(file, task=model.task).model
-            parameters = sum(p.numel() for p in net.parameters())
-            gflops = get_flops(net, IMAGE_SIZE.get(model.task, 640))
-            counted[letter] = f"{parameters:,} parameters, {gflops:.1f} GFLOPs"
+            counted[letter] = count(file, IMAGE_SIZE.get(model.task, 640))
     return counted
+
+
+def count(file: Path, size: int = 640) -> str:
+    net = YOLO(file).model
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters, {get_flops(net, size):.1f} GFLOPs"
+
+
+def by_hand() -> None:
+    """Write the figures into the file that is not generated."""
+    file = configs.config_dir() / BY_HAND
+    text = FIGURES.sub("", file.read_text())
+    for letter in model_yaml.FAMILIES["repvit"].variants:
+        figure = count(file.with_name(model_yaml.scaled_name(BY_HAND, "yolo11", letter)))
+        text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
+    file.write_text(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="of files, such as yolo11_repvit.yaml; default: all")
     wanted = parser.parse_args().names
-    known = {model.name: model for model in models()}
+    known: dict[str, Model | None] = {**{model.name: model for model in models()}, BY_HAND: None}
     if unknown := [name for name in wanted if name not in known]:
         sys.exit(f"error: no file {unknown[0]}. Allowed: {', '.join(known)}")
     for name in wanted or known:
-        (configs.config_dir() / name).write_text(known[name].text(figures(known[name])))
+        if (model := known[name]) is None:
+            by_hand()
+        else:
+            (configs.config_dir() / name).write_text(model.text(figures(model)))
         print(name, flush=True)
 
 

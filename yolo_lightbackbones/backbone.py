@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, layers
 
 TAPS = ("P2", "P3", "P4", "P5")
 """All taps of a four-stage backbone; P<k> has reduction 2^k."""
@@ -197,11 +197,7 @@ class Backbone(fusion.Fusible):
 
         Every module of a family lists its own in the class attribute `no_weight_decay_names`.
         """
-        return {
-            f"{prefix}.{name}"
-            for prefix, module in self.named_modules()
-            for name in getattr(module, "no_weight_decay_names", ())
-        }
+        return layers.no_weight_decay(self)
 
     @classmethod
     def resolve_variant(cls, name: str) -> str:

@@ -48,7 +48,7 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
     """
     if dynamic and format not in ANY_SIZE_FORMATS and fusion.is_size_bound(model):
         raise ValueError(
-            f"dynamic=True is given for format={format}, but the backbone of this model can be exported for any size "
+            f"dynamic=True is given for format={format}, but layers of this model can be exported for any size "
             f"only as {', '.join(ANY_SIZE_FORMATS)}. Leave dynamic out, and give the size you need: imgsz=height,width."
         )
 

@@ -53,6 +53,18 @@ class ConvNorm(fusion.Fusible):
         return fusion.scale_outputs(self.conv, *fusion.batchnorm_affine(self.norm))
 
 
+def no_weight_decay(module: nn.Module) -> set[str]:
+    """Names of parameters in `module` that weight decay should spare besides norms and biases, as in timm.
+
+    Every module lists its own in the class attribute `no_weight_decay_names`.
+    """
+    return {
+        f"{prefix}.{name}"
+        for prefix, child in module.named_modules()
+        for name in getattr(child, "no_weight_decay_names", ())
+    }
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch for a whole sample with `rate`."""
 

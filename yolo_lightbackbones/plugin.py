@@ -2,7 +2,8 @@
 
 Five seams, each the smallest there is, each checked for before it is touched:
 
-1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs.
+1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs; for rows of
+   blocks with our classes among those that it knows (`parser.py`).
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
 3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
 4. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
@@ -30,7 +31,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_lightbackbones import backbone, configs, cost, exporting, fusion, layers, registry, rows, training
+from yolo_lightbackbones import (
+    backbone,
+    blocks,
+    configs,
+    cost,
+    exporting,
+    fusion,
+    layers,
+    parser,
+    registry,
+    rows,
+    training,
+)
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
@@ -92,9 +105,31 @@ def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..
         if rows.names_backbone(d, families):
             d = rows.translate(d, ch, families)
             _publish(tasks)  # a family may have been registered since
-        return original(d, ch, *args, **kwargs)
+        parse = _parser_of_blocks(original, d) if rows.names_block(d, blocks.BLOCKS) else original
+        try:
+            return parse(d, ch, *args, **kwargs)
+        except KeyError as error:  # how the parser takes a module that it does not know
+            rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
+            raise
 
     return parse_model
+
+
+def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
+    """Ultralytics' parser for a model with rows of blocks.
+
+    Raises:
+        ConfigError: for a mistake in such a row, and where the parser does not fit.
+    """
+    first = rows.check_blocks(config, blocks.BLOCKS)
+    try:
+        return parser.with_rows(original, blocks.BLOCKS)
+    except parser.MisfitError as error:
+        raise first.error(
+            f"rows of {', '.join(blocks.BLOCKS)} are not available with Ultralytics {_version()}: its parse_model "
+            f"{error}. Tested with {TESTED_VERSIONS}; install that, or take another module for this row. Everything "
+            f"else of yolo_lightbackbones works."
+        ) from error
 
 
 def _fuse(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,7 +173,7 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
 def _get_flops(original: Callable[..., float]) -> Callable[..., float]:
     @functools.wraps(original)
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
-        if not any(isinstance(module, backbone.Backbone) for module in model.modules()):
+        if not _has_ours(model):
             return original(model, imgsz, *args, **kwargs)
         height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
         shape = (1, next(model.parameters()).shape[1], height, width)
@@ -157,7 +192,7 @@ def _on_export_start(exporter: Any) -> None:
         ValueError: for what would be written, but not be right.
     """
     model, options = exporter.model, exporter.args
-    if not any(isinstance(module, backbone.Backbone) for module in model.modules()):
+    if not _has_ours(model):
         return
     exporting.refuse_misfits(model, options.format, dynamic=bool(options.dynamic))
     int8 = getattr(options, "quantize", None) in exporting.INT8
@@ -204,6 +239,10 @@ _CALLBACKS = {"on_export_start": _on_export_start, "on_pretrain_routine_end": _o
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
+def _has_ours(model: nn.Module) -> bool:
+    return any(isinstance(module, backbone.Backbone | blocks.BlockRow) for module in model.modules())
+
+
 def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> list[str]:
     """What the plugin needs of Ultralytics and does not find."""
     model = getattr(tasks, "BaseModel", None)
@@ -226,7 +265,7 @@ def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType,
     for event in _CALLBACKS:
         if not isinstance(getattr(callbacks, "default_callbacks", {}).get(event), list):
             missing.append(f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}")
-    clashes = [name for name in (*registry.families(), rows.TAP) if hasattr(tasks, name)]
+    clashes = [name for name in (*registry.families(), rows.TAP, *blocks.BLOCKS) if hasattr(tasks, name)]
     return missing + [f"ultralytics.nn.tasks has a {name} of its own" for name in clashes]
 
 
@@ -258,8 +297,8 @@ def _replace_function(original: Callable[..., Any], replacement: Callable[..., A
 
 
 def _module_classes(families: Iterable[type[backbone.Backbone]]) -> Iterator[type[nn.Module]]:
-    """Every layer that a checkpoint with these families may pickle."""
-    modules = [backbone, layers, *(sys.modules[cls.__module__] for cls in families)]
+    """Every layer that a checkpoint with these families or with blocks may pickle."""
+    modules = [backbone, blocks, layers, *(sys.modules[cls.__module__] for cls in families)]
     for module in modules:
         for cls in vars(module).values():
             if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__:

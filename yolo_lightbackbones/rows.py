@@ -1,6 +1,6 @@
 """Model-YAML rows -> rows that Ultralytics' own parser understands; plain data in, plain data out.
 
-A row is `[from, repeats, module, args]`. Two kinds of rows are translated, all others pass untouched:
+A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
 
     [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto]]
     [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
@@ -8,17 +8,22 @@ A row is `[from, repeats, module, args]`. Two kinds of rows are translated, all 
 Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
 `m`, ...) and evaluates others (`m0.9` is a syntax error there). Everything a user can get wrong in such a row is an
 error here, before anything is built or written.
+
+Rows of blocks, `[-1, 3, RepViTBlock, [256, {mlp_ratio: 4}]]`, are checked and pass as they are, like all others: the
+parser leaves what is in a mapping alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from yolo_lightbackbones.backbone import INPUT_NORM_MODES, TAPS, Backbone
+from yolo_lightbackbones.blocks import BlockRow
 
 TAP = "Tap"
 INDEX = "Index"
@@ -52,9 +57,26 @@ class Row:
 
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
-    """Whether a model config has a row of ours. Never raises: a config without one is none of our business."""
-    rows = [row for part in ("backbone", "head") for row in _listed(config.get(part))]
-    return any(isinstance(row, list | tuple) and len(row) > 2 and _is_ours(row[2], families) for row in rows)
+    """Whether a model config has a backbone or a tap. Never raises: a config without one is none of our business."""
+    return any(module == TAP or module in families for module in _modules(config))
+
+
+def names_block(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> bool:
+    """Whether a model config has a row of blocks. Never raises: a config without one is none of our business."""
+    return any(module in blocks for module in _modules(config))
+
+
+def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str]) -> None:
+    """Say what a module that nobody knows was meant to be, if it is nearly one of ours.
+
+    Raises:
+        ConfigError: naming the row and the module that is meant.
+    """
+    by_letters = {name.lower(): name for name in ours}
+    close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
+    for row in _parse_rows(config) if close and module in _modules(config) else ():
+        if row.module == module:
+            raise row.error(f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?")
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
@@ -94,11 +116,29 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     return {**config, "backbone": translated[:split], "head": translated[split:]}
 
 
+def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> Row:
+    """Check all rows of blocks in a model config that has some; return the first.
+
+    Args:
+        config: a model YAML as Ultralytics loaded it, with `scale` filled in.
+        blocks: name in the YAML -> what such a row builds.
+
+    Raises:
+        ConfigError: naming the row, the value, what is allowed and what to do.
+    """
+    rows = [row for row in _parse_rows(config) if row.module in blocks]
+    for row in rows:
+        _scale(row, config)
+        _check_block(row, blocks[row.module])
+    return rows[0]
+
+
 def _parse_rows(config: Mapping[str, Any]) -> list[Row]:
     where = f"{config['yaml_file']}, " if config.get("yaml_file") else ""
     rows = []
     for number, row in enumerate([*_listed(config.get("backbone")), *_listed(config.get("head"))]):
-        if not isinstance(row, list | tuple) or len(row) != 4 or not isinstance(row[3], list):
+        well_formed = isinstance(row, list | tuple) and len(row) == 4
+        if not well_formed or not isinstance(row[2], str) or not isinstance(row[3], list):
             raise ConfigError(f"{where}row {number} {_flow(row)}: a row is [from, repeats, module, [arguments]].")
         rows.append(Row(where, number, *row))
     return rows
@@ -182,6 +222,35 @@ def _options(row: Row) -> dict[str, Any]:
     return dict(options)
 
 
+def _check_block(row: Row, block: type[BlockRow]) -> None:
+    """Check a row `[from, repeats, block, [out channels, {option: value}]]`."""
+    if isinstance(row.source, list):
+        raise row.error(f"'from' is {_flow(row.source)}; {row.module} takes one map: put a row Concat between them.")
+    earliest = -1 if row.number == 0 else -row.number  # in Ultralytics' count the image is -1 of row 0 alone
+    if not _is_whole(row.source) or not earliest <= row.source < row.number:
+        raise row.error(f"'from' is {row.source!r}; it must be the number of an earlier row, or -1 for the one before.")
+    if not _is_whole(row.repeats) or row.repeats < 1:
+        raise row.error(f"repeats is {row.repeats!r}; it must be a whole number, at least 1.")
+    names = ", ".join(block.options)
+    if not 1 <= len(row.args) <= 2:
+        raise row.error(
+            f"{len(row.args)} arguments; {row.module} takes its output channels and then at most one mapping of "
+            f"options ({names}), for example [256] or [256, {{drop_path: 0.1}}]."
+        )
+    if not _is_whole(row.args[0]) or row.args[0] < 1:
+        raise row.error(
+            f"the output channels are {row.args[0]!r}; they must be a whole number, at least 1, before the scaling "
+            f"by width."
+        )
+    options = row.args[1] if len(row.args) == 2 else {}
+    if not isinstance(options, Mapping):
+        raise row.error(f"the second argument is {options!r}; it must be a mapping of options: {names}.")
+    try:
+        block.check_options(options)
+    except ValueError as error:
+        raise row.error(str(error)) from None
+
+
 def _offered_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """All taps of a variant and their channels, from the backbone itself, built without memory."""
     with torch.device("meta"):
@@ -228,8 +297,14 @@ def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) 
     return position
 
 
-def _is_ours(module: Any, families: Mapping[str, type[Backbone]]) -> bool:
-    return isinstance(module, str) and (module == TAP or module in families)
+def _modules(config: Mapping[str, Any]) -> list[str]:
+    """What the rows of a model config call their modules, as far as they are rows."""
+    rows = [row for part in ("backbone", "head") for row in _listed(config.get(part))]
+    return [row[2] for row in rows if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str)]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _listed(rows: Any) -> list[Any]:

@@ -1,8 +1,8 @@
-"""Which weights of a backbone an optimizer may shrink or orthogonalise; knows no Ultralytics and no family.
+"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no Ultralytics and no family.
 
 Ultralytics sorts parameters into groups by name and shape: what is neither a bias nor in one of torch's own norms
-decays, and under MuSGD every parameter with two or four dimensions is made orthogonal, as if it were a matrix. For
-these backbones that is wrong twice. Layer scales and position embeddings should not decay: they say how much of a
+decays, and under MuSGD every parameter with two or four dimensions is made orthogonal, as if it were a matrix. For our
+backbones and blocks that is wrong twice. Layer scales and position embeddings should not decay: they say how much of a
 branch, and where. And depthwise kernels, circular kernels and embeddings have four dimensions without being matrices.
 """
 
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.blocks import BlockRow
 
 WEIGHT, NO_DECAY, MUON = "weight", "bn", "muon"
 """What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised."""
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
-    """Move parameters of the backbones in `model` to the groups they belong in; return how many were moved.
+    """Move parameters of our backbones and blocks in `model` to the groups they belong in; return how many were moved.
 
     Groups keep their places and options. What `optimizer.state_dict()` gives keeps the order that there was, so that
     checkpoints can be resumed with and without this.
@@ -46,9 +47,9 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
     """By the id of a parameter: from which kind of group to which other it has to move."""
     wanted: dict[int, dict[str, str]] = {}
-    for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
-        kept_whole = backbone.no_weight_decay()
-        for prefix, module in backbone.named_modules():
+    for part in (module for module in model.modules() if isinstance(module, Backbone | BlockRow)):
+        kept_whole = part.no_weight_decay()
+        for prefix, module in part.named_modules():
             for name, param in module.named_parameters(prefix, recurse=False):
                 if name in kept_whole:
                     wanted[id(param)] = {WEIGHT: NO_DECAY, MUON: NO_DECAY}
@@ -66,7 +67,7 @@ def _group_like(groups: Iterable[dict[str, Any]], kind: str, source: dict[str, A
     """The group of that kind with the learning rate of `source`, or the last of that kind."""
     alike = [group for group in groups if group.get("param_group") == kind]
     if not alike:
-        raise ValueError(f"The optimizer has no group {kind!r} to move parameters of the backbone to.")
+        raise ValueError(f"The optimizer has no group {kind!r} to move parameters of our layers to.")
     return next((group for group in alike if group["lr"] == source["lr"]), alike[-1])
 
 

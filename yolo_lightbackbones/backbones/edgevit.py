@@ -159,6 +159,10 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
     (B, dim, H, W) -> the same; with r = 1 it is plain global attention (paper, section 3.2, "global sparse attention").
     """
 
+    partial_windows = False
+    """Whether H and W may be other than multiples of r: the last windows are then cut off at the border of the map. The
+    first token of each is inside, so that every position belongs to a token that takes part."""
+
     def __init__(self, dim: int, head_dim: int, sampling_rate: int) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -171,6 +175,7 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
         _linear_init(self.qkv, self.proj)
 
     def forward(self, x: Tensor) -> Tensor:
+        whole = x
         if self.sampling_rate > 1:
             x = F.avg_pool2d(x, 1, self.sampling_rate)  # the top left token of each window; exports everywhere
         batch, dim, height, width = self.shape_of(x)
@@ -181,8 +186,17 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
         )  # (B, heads, N, head_dim) each; in three tensors because NCNN has no five dimensions
         x = self._attend(q, k, v)
         x = x.transpose(2, 3).reshape(batch, dim, height, width)
-        out: Tensor = self.proj(self.propagation(x))
+        x = self.propagation(x)
+        out: Tensor = self.proj(self._cut_to(whole, x) if self.partial_windows else x)
         return out
+
+    def _cut_to(self, whole: Tensor, x: Tensor) -> Tensor:
+        """`x` without what is beyond the right and lower border of `whole`."""
+        height, width = self.shape_of(whole)[2:]
+        recorded_for_any = self.any_size and fusion.is_recording()  # nothing is known then but that it may be needed
+        if not recorded_for_any and list(self.shape_of(x)[2:]) == [height, width]:
+            return x
+        return x[:, :, :height, :width]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of (B, heads, N, head_dim) each."""

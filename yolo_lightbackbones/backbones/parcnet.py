@@ -304,7 +304,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int, reduction: int = 16) -> None:
         super().__init__()
-        hidden = dim // reduction
+        hidden = max(dim // reduction, 1)
         self.fc1 = ConvNorm(dim, hidden)
         self.fc1.norm = PooledBatchNorm2d(hidden)
         self.act = nn.Hardswish()

@@ -1,0 +1,73 @@
+"""Has Ultralytics' own model parser treat classes of ours as it treats `C2f`; given the parser, knows no Ultralytics.
+
+The parser decides by membership in two sets which rows get their input channels, scaled output channels and repeats. It
+makes the sets anew at every call, `frozenset({..., C2f, ...})`, and looks `frozenset` up among its global names. So it
+is called with global names of its own, in which our classes have their names and join every set that has `C2f` in it.
+The code is the parser's, its arithmetic too; nothing that others can see is changed.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+LIKE = "C2f"
+"""The class of Ultralytics whose rows ours resemble: input channels, output channels, repeats, and then the rest."""
+
+
+class MisfitError(Exception):
+    """The parser is not one that can be told about more classes; the message ends a sentence that begins with it."""
+
+
+class _Probe(nn.Module):
+    """Keeps what the parser builds it with."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+        self.arguments = args
+
+
+def with_rows(parser: Callable[..., Any], classes: Mapping[str, type[nn.Module]]) -> Callable[..., Any]:
+    """The parser, knowing these classes by these names and building them as `C2f(c1, c2, repeats, *others)`.
+
+    It is tried out first: what counts is what it does, not what it looks like.
+
+    Raises:
+        MisfitError: if it does something else, or is no plain function, as where another package has wrapped it.
+    """
+    _try_out(_with_names(parser, {"Probe": _Probe}))
+    return _with_names(parser, classes)
+
+
+def _with_names(parser: Callable[..., Any], classes: Mapping[str, type[nn.Module]]) -> Callable[..., Any]:
+    if not isinstance(parser, types.FunctionType):
+        raise MisfitError(f"is no plain function, but {parser!r}")
+    if "frozenset" not in parser.__code__.co_names or LIKE not in parser.__globals__:
+        raise MisfitError(f"makes no frozenset of classes such as {LIKE}; another package may have wrapped it")
+    like = parser.__globals__[LIKE]
+
+    def with_ours(items: Iterable[Any] = ()) -> frozenset[Any]:
+        made = frozenset(items)
+        return made.union(classes.values()) if like in made else made
+
+    names = {**parser.__globals__, **classes, "frozenset": with_ours}
+    own = types.FunctionType(parser.__code__, names, parser.__name__, parser.__defaults__, parser.__closure__)
+    own.__kwdefaults__ = parser.__kwdefaults__
+    return own
+
+
+def _try_out(parser: Callable[..., Any]) -> None:
+    """Parse two rows of which it is known what has to come out."""
+    rows = [[-1, 4, "Probe", [128, {"n": "n"}]], [-1, 1, "Probe", [24]]]
+    # depth 0.5, width 0.25, at most 64 channels before that, then rounded up to a multiple of 8
+    config = {"nc": 1, "scales": {"n": [0.5, 0.25, 64]}, "scale": "n", "backbone": rows, "head": []}
+    expected = [(3, 16, 2, {"n": "n"}), (16, 8, 1)]
+    try:
+        seen = [module.arguments for module in parser(config, 3, verbose=False)[0]]
+    except Exception as error:
+        raise MisfitError(f"fails on rows of ours with {error!r}") from error
+    if seen != expected:
+        raise MisfitError(f"builds rows of ours with {seen} where {expected} was expected")
