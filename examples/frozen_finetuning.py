@@ -134,7 +134,10 @@ def check_data(name: str) -> None:
     """Refuse a data set that is not there before anything is written; one with a download is fetched."""
     from ultralytics.data.utils import check_det_dataset
 
-    check_det_dataset(name)
+    try:
+        check_det_dataset(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. Give --data a data set YAML, such as digits.yaml.") from error
 
 
 def count(model: nn.Module, *, trainable: bool = False) -> int:
