@@ -171,7 +171,7 @@ from ultralytics import YOLO
 backbone = YOLO("runs/train/weights/best.pt").model.model[0]
 print(type(backbone).__module__, type(backbone).__name__, backbone.out_channels)
 """
-    result = process("-c", load, cwd=tmp_path, **plainnet)
+    result = process("-c", load, cwd=tmp_path, ULTRALYTICS_SAFE_LOAD="1", **plainnet)
     assert result.stdout.splitlines()[-1] == "custom_backbone PlainNet (16, 32, 64, 128)", result.stderr
     # and without the package a name is missing: it was the entry point that brought it
     assert "custom_backbone" in process("-c", load, cwd=tmp_path).stderr
