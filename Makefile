@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 export YOLO_AUTOINSTALL := false # Ultralytics otherwise installs packages in the middle of a run
 
-.PHONY: help setup demo test check format bench export-matrix clean
+.PHONY: help setup demo test check format cfg docs bench export-matrix clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -22,8 +22,8 @@ $(READY): pyproject.toml hatch_build.py yolo_lightbackbones_autoload.pth
 demo: $(READY) ## Train, validate, export and run a detector, in minutes and without a GPU
 	$(BIN)/python examples/demo.py
 
-test: check ## Everything CI runs: lint, types and the whole test suite
-	$(BIN)/python -m pytest
+test: check ## Everything CI runs: lint, types and the whole test suite, which builds the documentation as well
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 check: $(READY) ## Lint and types
 	$(BIN)/ruff check .
@@ -34,6 +34,12 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+cfg: $(READY) ## Write the model YAMLs anew, with the figures of the built models
+	$(BIN)/python tools/make_cfg.py
+
+docs: $(READY) ## Build the documentation site into site/
+	$(BIN)/mkdocs build --strict
+
 bench: $(READY) ## Speed and memory, as ratios of interleaved runs
 	$(BIN)/python benchmarks/autoload.py
 	$(BIN)/python benchmarks/circular.py
@@ -43,4 +49,4 @@ export-matrix: $(READY) ## Every family in every edge format: accuracy, errors a
 	$(BIN)/python benchmarks/exports.py --train
 
 clean: ## Remove the environment and everything that runs left behind
-	rm -rf $(VENV) .export runs dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .export runs site dist build .mypy_cache .ruff_cache .pytest_cache
