@@ -37,7 +37,7 @@ def messages() -> Console:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(description: str, total: int | None) -> Iterator[Callable[[], None]]:
     """A bar on stderr, on terminals only, which goes when it is full; gives what advances it by one."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
