@@ -216,6 +216,7 @@ atexit.register(lambda: print(os.environ.get("YOLO_CONFIG_DIR"), file=sys.stderr
     assert json.loads(result.stdout)["versions"]
     assert result.stderr.splitlines()[-1] == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert "Settings" not in result.stderr
 
 
 def test_a_seam_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,14 @@ import published
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner, Result
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_lightbackbones import create_backbone, plugin
-from yolo_lightbackbones.cli import app
+from yolo_lightbackbones.cli import app, targets
+from yolo_lightbackbones.cli.common import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -250,6 +252,13 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert isinstance(result.exception, SystemExit)
+
+
+def test_an_image_that_a_model_cannot_run_on() -> None:
+    target = targets.Target("small.yaml", "yaml", nn.Conv2d(3, 4, 5), channels=3, divisor=1)
+    assert target.count((5, 6)).total.macs == 2 * 4 * 75
+    with pytest.raises(UserError, match="small.yaml cannot run on an image of 4 x 6: .*[Kk]ernel size"):
+        target.count((4, 6))
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:

@@ -33,9 +33,7 @@ WARM_UP = 3
 
 
 def compare(
-    names: Annotated[
-        list[str], typer.Argument(metavar="A B [C ...]", help=targets.HELP, autocompletion=completion.targets)
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="TARGET", help=targets.HELP, autocompletion=completion.targets)],
     *,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
     repeats: Annotated[int, typer.Option("--repeats", help="Rounds in which each is timed once.")] = 20,
@@ -109,11 +107,11 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
     """Everything there is to say about them, as plain data."""
     import torch
 
-    from yolo_lightbackbones import cost, published, timing
+    from yolo_lightbackbones import published, timing
     from yolo_lightbackbones.cli.machine import cores, cpu_name
 
     with messages().status("Counting"):
-        costs = [cost.count(target.module, (1, target.channels, *size)).total for target in found]
+        costs = [target.count(size).total for target in found]
     with messages().status("Folding"):
         images = [torch.rand(1, target.channels, *size) for target in found]
         runs = [_run(target, image) for target, image in zip(found, images, strict=True)]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does witho
 
 def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     """A backbone alone, for an image of this height and width."""
-    from yolo_lightbackbones import cost, published
+    from yolo_lightbackbones import published
 
     backbone, figures = target.module, published.FIGURES.get(target.name)
-    costs = cost.count(backbone, (1, target.channels, *size), _stage_names(backbone))
+    costs = target.count(size, _stage_names(backbone))
     return {
         "name": target.name,
         "kind": target.kind,
@@ -37,13 +37,11 @@ def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
 
 def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     """A model of Ultralytics, with a backbone of ours or without, for an image of this height and width."""
-    from yolo_lightbackbones import cost
-
     net = target.module
     place, backbone = _find_backbone(net)
     rows = [f"model.{number}" for number in range(len(net.model))]
     stages = [] if backbone is None else _stage_names(backbone, f"{place}.")
-    costs = cost.count(net, (1, target.channels, *size), [*rows, *stages])
+    costs = target.count(size, [*rows, *stages])
     described = _rows(net, costs)
     return {
         "name": target.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import platform
 import site
@@ -184,7 +185,7 @@ def _import(name: str) -> Finding:
     """Whether a module can be imported; whatever it raises is a finding."""
     package = name.split(".", maxsplit=1)[0]
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ultralytics says there that it made its settings
+        with contextlib.redirect_stdout(io.StringIO()):  # Ultralytics says there that it made its settings
             module = importlib.import_module(package)
             importlib.import_module(name)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.cli.common import UserError, check_image_size
 
-if TYPE_CHECKING:  # it imports torch, which `lightbackbones --help` does without
+if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
     from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.cost import Costs
 
 HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
 
@@ -45,6 +47,20 @@ class Target:
     def check(self, size: tuple[int, int]) -> None:
         """Refuse an image of a height and width that the module cannot take."""
         check_image_size(size, self.divisor, self.name)
+
+    def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
+        """What the module and parts of it cost, for one image of this height and width.
+
+        Raises:
+            UserError: if the module cannot run on such an image.
+        """
+        from yolo_lightbackbones import cost
+
+        try:
+            return cost.count(self.module, (1, self.channels, *size), parts)
+        except RuntimeError as error:
+            height, width = size
+            raise UserError(f"{self.name} cannot run on an image of {height} x {width}: {error}") from error
 
 
 def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
