@@ -20,10 +20,12 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +50,22 @@ from yolo_lightbackbones import (
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
 
+
+@dataclass(frozen=True)
+class Seam:
+    """A place of Ultralytics that the plugin attaches to, or needs.
+
+    Args:
+        name: `ultralytics.nn.tasks.parse_model`, `callback on_export_start`, `module EdgeViT`.
+        problem: what does not fit; None if it fits.
+        installed: whether the plugin is on it in this process; None where it puts nothing.
+    """
+
+    name: str
+    problem: str | None
+    installed: bool | None
+
+
 _undo: list[Callable[[], None]] = []
 """How to take each patch off again, in the order they were put on."""
 
@@ -60,13 +78,10 @@ def register() -> None:
     Raises:
         ModuleNotFoundError: if Ultralytics is not installed.
     """
-    tasks = importlib.import_module("ultralytics.nn.tasks")  # with the autoload active, this import registers already
-    checks = importlib.import_module("ultralytics.utils.checks")
-    callbacks = importlib.import_module("ultralytics.utils.callbacks.base")
-    torch_utils = importlib.import_module("ultralytics.utils.torch_utils")
+    tasks, checks, callbacks, torch_utils = _ultralytics()
     if _undo:
         return
-    if missing := _missing_seams(tasks, checks, callbacks, torch_utils):
+    if missing := [seam.problem for seam in _seams(tasks, checks, callbacks, torch_utils) if seam.problem]:
         warnings.warn(
             f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
             f"Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
@@ -93,6 +108,23 @@ def unregister() -> None:
 def is_registered() -> bool:
     """Whether the plugin is installed on Ultralytics in this process."""
     return bool(_undo)
+
+
+def seams() -> list[Seam]:
+    """Every seam: whether it fits the installed Ultralytics, and whether the plugin is on it. Changes nothing.
+
+    Raises:
+        ImportError: if Ultralytics cannot be imported.
+    """
+    return _seams(*_ultralytics())
+
+
+def is_tested(version: str) -> bool:
+    """Whether this release of Ultralytics is within `TESTED_VERSIONS`."""
+    first, last, given = (
+        tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (*TESTED_VERSIONS.split(" to "), version)
+    )
+    return first <= given <= last
 
 
 # --- seams ------------------------------------------------------------------------------------------------------------
@@ -243,8 +275,18 @@ def _has_ours(model: nn.Module) -> bool:
     return any(isinstance(module, backbone.Backbone | blocks.BlockRow) for module in model.modules())
 
 
-def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> list[str]:
-    """What the plugin needs of Ultralytics and does not find."""
+def _ultralytics() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
+    """Its modules that hold seams; with the autoload active, importing the first of them registers the plugin."""
+    return (
+        importlib.import_module("ultralytics.nn.tasks"),
+        importlib.import_module("ultralytics.utils.checks"),
+        importlib.import_module("ultralytics.utils.callbacks.base"),
+        importlib.import_module("ultralytics.utils.torch_utils"),
+    )
+
+
+def _seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> list[Seam]:
+    """What the plugin needs of Ultralytics, and what is there."""
     model = getattr(tasks, "BaseModel", None)
     needs = [
         (tasks, "parse_model", ["d", "ch"]),
@@ -254,19 +296,37 @@ def _missing_seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType,
         (checks, "check_file", ["file"]),
         (torch_utils, "get_flops", ["model", "imgsz"]),
     ]
-    missing = []
+    found = []
     for owner, name, arguments in needs:
-        found = getattr(owner, name, None)
+        value = getattr(owner, name, None)
         label = f"{getattr(owner, '__name__', 'ultralytics.nn.tasks.BaseModel')}.{name}"
-        if not callable(found):
-            missing.append(f"{label} is gone")
-        elif list(inspect.signature(found).parameters)[: len(arguments)] != arguments:
-            missing.append(f"{label}{inspect.signature(found)} does not start with ({', '.join(arguments)})")
-    for event in _CALLBACKS:
-        if not isinstance(getattr(callbacks, "default_callbacks", {}).get(event), list):
-            missing.append(f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}")
-    clashes = [name for name in (*registry.families(), rows.TAP, *blocks.BLOCKS) if hasattr(tasks, name)]
-    return missing + [f"ultralytics.nn.tasks has a {name} of its own" for name in clashes]
+        problem = None
+        if not callable(value):
+            problem = f"{label} is gone"
+        elif list(inspect.signature(value).parameters)[: len(arguments)] != arguments:
+            problem = f"{label}{inspect.signature(value)} does not start with ({', '.join(arguments)})"
+        found.append(Seam(label, problem, _is_ours(value) if arguments else None))
+    for event, callback in _CALLBACKS.items():
+        listed: Any = getattr(callbacks, "default_callbacks", {}).get(event)
+        gone = f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}"
+        fits = isinstance(listed, list)
+        found.append(Seam(f"callback {event}", None if fits else gone, fits and callback in listed))
+    names = {**registry.families(), **dict.fromkeys((rows.TAP, *blocks.BLOCKS))}  # of the latter, none is put there
+    for name, cls in names.items():
+        held = getattr(tasks, name, None)
+        clash = hasattr(tasks, name) and held is not cls
+        problem = f"ultralytics.nn.tasks has a {name} of its own" if clash else None
+        found.append(Seam(f"module {name}", problem, None if cls is None else held is cls))
+    return found
+
+
+def _is_ours(function: Any) -> bool:
+    """Whether the function is one of this module, whatever others have wrapped around it since."""
+    while function is not None:
+        if getattr(function, "__globals__", None) is globals():
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _publish(tasks: ModuleType) -> None:

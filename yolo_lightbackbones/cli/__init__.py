@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from yolo_lightbackbones import __version__
-from yolo_lightbackbones.cli import coco_eval, coco_prepare, convert
+from yolo_lightbackbones.cli import coco_eval, coco_prepare, compare, convert, doctor, info
+from yolo_lightbackbones.cli import list as list_command
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Light backbones for Ultralytics YOLO.",
 )
@@ -25,6 +25,10 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
         typer.echo(f"yolo_lightbackbones {__version__}")
 
 
+app.command("list")(list_command.list_backbones)
+app.command()(info.info)
+app.command()(compare.compare)
+app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(coco_eval.coco_eval)
 app.command()(coco_prepare.coco_prepare)

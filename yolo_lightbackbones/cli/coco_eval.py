@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, errors_for_users
+from yolo_lightbackbones.cli.common import UserError, check_new_file, check_suffix, errors_for_users
 
 if TYPE_CHECKING:  # it imports numpy, which `lightbackbones --help` does without
     from yolo_lightbackbones.coco.evaluation import Evaluation
@@ -121,14 +121,8 @@ def _check_options(plot: Path | None, force: bool, images: Path | None, only_pre
         return
     from yolo_lightbackbones.coco.plot import FORMATS
 
-    if plot.suffix.lower() not in FORMATS:
-        raise UserError(f"The plot is {plot}; its suffix must be one of {', '.join(FORMATS)}.")
-    if not plot.parent.is_dir():
-        raise UserError(f"There is no folder {plot.parent} to write {plot.name} into. Create it first.")
-    if plot.is_dir():
-        raise UserError(f"{plot} is a folder. Give the name of a file.")
-    if plot.exists() and not force:
-        raise UserError(f"{plot} exists already. Add --force to overwrite it, or choose another name.")
+    check_suffix(plot, "plot", FORMATS)
+    check_new_file(plot, force)
 
 
 def _category_maps() -> dict[str, Mapping[int, int]]:

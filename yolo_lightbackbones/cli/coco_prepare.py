@@ -6,16 +6,14 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, errors_for_users
+from yolo_lightbackbones.cli.common import UserError, errors_for_users, progress
 
 if TYPE_CHECKING:
     from yolo_lightbackbones.coco.report import Report
@@ -53,7 +51,7 @@ def coco_prepare(
             folder,
             categories=_categories(),
             convert=_convert,
-            progress=_progress,
+            progress=progress,
             options=Options(skip_bad=skip_bad, force=force),
         )
     if as_json:
@@ -93,22 +91,6 @@ def _convert(annotations: Path, target: Path) -> None:
         raise UserError(f"Ultralytics cannot convert the annotations: {type(error).__name__}: {error}") from error
     finally:
         LOGGER.setLevel(level)
-
-
-@contextlib.contextmanager
-def _progress(description: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, on terminals only, which goes when it is full."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

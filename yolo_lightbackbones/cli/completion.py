@@ -1,0 +1,58 @@
+"""What the shell offers as values when the Tab key is pressed; where nothing here fits, it offers files.
+
+Names of YAMLs need no import. Names of backbones need the families, and with them torch: a moment on the first use.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def families(incomplete: str) -> list[str]:
+    """Families of backbones: `edgevit`."""
+    from yolo_lightbackbones import registry
+
+    return _fitting([cls.family for cls in registry.families().values()], incomplete)
+
+
+def variants(incomplete: str) -> list[str]:
+    """Full names of backbones: `edgevit_xxs`."""
+    from yolo_lightbackbones.registry import list_backbones
+
+    return _fitting(list_backbones(), incomplete)
+
+
+def published_weights(incomplete: str) -> list[str]:
+    """Names of weights that can be downloaded: `repvit_m0_9`."""
+    from yolo_lightbackbones.checkpoints import sources
+
+    return _fitting([*sources.SHORT_NAMES, *sources.RELEASES], incomplete)
+
+
+def model_yamls(incomplete: str) -> list[str]:
+    """Our model YAMLs, also with the letters of their scales: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
+    import yaml
+
+    from yolo_lightbackbones import configs
+
+    names = []
+    for path in sorted(configs.config_dir().glob("*.yaml")):
+        scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
+        names += [path.name, *(scaled_name(path.name, letter) for letter in scales)]
+    return _fitting(names, incomplete)
+
+
+def targets(incomplete: str) -> list[str]:
+    """Whatever `info` and `compare` take by name."""
+    yamls = model_yamls(incomplete)
+    # A name of a YAML that has begun needs no backbone, and no import of torch.
+    return yamls if incomplete and yamls else [*variants(incomplete), *yamls]
+
+
+def scaled_name(name: str, letter: str) -> str:
+    """How Ultralytics is told a scale in the name of a YAML: `yolov5_repvit.yaml` and n, `yolov5n_repvit.yaml`."""
+    return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
+
+
+def _fitting(names: list[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

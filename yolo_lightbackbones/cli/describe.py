@@ -1,0 +1,169 @@
+"""What a backbone or a model is made of and what each part costs, as plain data: what `info --json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from yolo_lightbackbones.cli.models import quiet_ultralytics
+from yolo_lightbackbones.cli.targets import Target
+
+if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
+    from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.cost import Cost, Costs
+
+
+def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
+    """A backbone alone, for an image of this height and width."""
+    from yolo_lightbackbones import published
+
+    backbone, figures = target.module, published.FIGURES.get(target.name)
+    costs = target.count(size, _stage_names(backbone))
+    return {
+        "name": target.name,
+        "kind": target.kind,
+        "note": target.note,
+        "module": type(backbone).__name__,
+        "imgsz": size,
+        "taps": dict(zip(backbone.taps, backbone.out_channels, strict=True)),
+        "size_divisibility": backbone.size_divisibility,
+        "input": _input(backbone),
+        "stages": _stages(backbone, costs, size),
+        **_numbers(costs.total),
+        "published": asdict(figures) if figures else None,
+    }
+
+
+def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
+    """A model of Ultralytics, with a backbone of ours or without, for an image of this height and width."""
+    net = target.module
+    place, backbone = _find_backbone(net)
+    rows = [f"model.{number}" for number in range(len(net.model))]
+    stages = [] if backbone is None else _stage_names(backbone, f"{place}.")
+    costs = target.count(size, [*rows, *stages])
+    described = _rows(net, costs)
+    return {
+        "name": target.name,
+        "kind": target.kind,
+        "imgsz": size,
+        "task": getattr(net, "task", None) or _task(net),
+        "scale": net.yaml.get("scale") or None,
+        "classes": net.yaml.get("nc"),
+        "image_channels": target.channels,
+        "backbone": None if backbone is None else _used_backbone(net, place, backbone, costs, size),
+        "rows": described,
+        "parts": _parts(described),
+        **_numbers(costs.total),
+        "gflops": costs.total.flops / 1e9,
+    }
+
+
+def _find_backbone(net: Any) -> tuple[str, Backbone | None]:
+    """The backbone of ours in a model, and what it is called there."""
+    from yolo_lightbackbones.backbone import Backbone
+
+    return next(((name, m) for name, m in net.named_modules() if isinstance(m, Backbone)), ("", None))
+
+
+def _used_backbone(net: Any, place: str, backbone: Backbone, costs: Costs, size: tuple[int, int]) -> dict[str, Any]:
+    from yolo_lightbackbones.checkpoints import identify
+
+    offered = dict(zip(backbone.taps, backbone.out_channels, strict=True))
+    row = int(place.removeprefix("model."))
+    used = {backbone.taps[m.index] for m in net.model if type(m).__name__ == "Index" and m.f in (row, [row])}
+    return {
+        "module": type(backbone).__name__,
+        "variants": [str(variant) for variant in identify.matching_variants(backbone)],
+        "row": row,
+        "taps": {tap: channels for tap, channels in offered.items() if tap in used},
+        "size_divisibility": backbone.size_divisibility,
+        "input": _input(backbone),
+        "stages": _stages(backbone, costs, size, f"{place}."),
+    }
+
+
+def _stage_names(backbone: Backbone, prefix: str = "") -> list[str]:
+    return [f"{prefix}stem", *(f"{prefix}stages.{number}" for number in range(len(backbone.stages)))]
+
+
+def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str = "") -> list[dict[str, Any]]:
+    """Stem and stages, shallow to deep."""
+    from yolo_lightbackbones.backbone import Stage
+
+    taps = dict(zip(backbone.reductions, backbone.taps, strict=True))
+    stem = costs.parts[f"{prefix}stem"]
+    _, channels, height, _ = stem.output or (None, None, None, None)
+    reduction = None if height is None else size[0] // height
+    found = [
+        {"name": "stem", "blocks": None, "channels": channels, "reduction": reduction, "tap": None, **_numbers(stem)}
+    ]
+    for number, stage in enumerate(backbone.stages):
+        assert isinstance(stage, Stage)
+        found.append(
+            {
+                "name": f"stage {number + 1}",
+                "blocks": len(stage.blocks),
+                "channels": stage.channels,
+                "reduction": stage.reduction,
+                "tap": taps.get(stage.reduction),
+                **_numbers(costs.parts[f"{prefix}stages.{number}"]),
+            }
+        )
+    return found
+
+
+def _numbers(cost: Cost) -> dict[str, Any]:
+    return {"parameters": cost.parameters, "macs": cost.macs}
+
+
+def _input(backbone: Backbone) -> dict[str, Any]:
+    """What happens to an RGB image in 0..1 inside this backbone before the stem."""
+    from yolo_lightbackbones.backbone import InputNorm
+
+    norm = backbone.input_norm
+    if not isinstance(norm, InputNorm):
+        return {"order": "as given", "mean": None, "std": None}
+    convention = backbone.input_convention
+    return {"order": "bgr" if norm.bgr else "rgb", "mean": convention.mean, "std": convention.std}
+
+
+def _rows(net: Any, costs: Costs) -> list[dict[str, Any]]:
+    """The rows of a model, in the words of its YAML where that has as many."""
+    backbone_rows, head_rows = (list(net.yaml.get(part) or []) for part in ("backbone", "head"))
+    written = [*backbone_rows, *head_rows]
+    rows = []
+    for number, module in enumerate(net.model):
+        part = "head" if number == len(net.model) - 1 else "backbone" if number < len(backbone_rows) else "neck"
+        name, args = type(module).__name__, []
+        if len(written) == len(net.model):
+            name, args = written[number][2], written[number][3]
+        found = costs.parts[f"model.{number}"]
+        rows.append(
+            {
+                "row": number,
+                "part": part,
+                "from": module.f,
+                "module": f"{name} {args[0]}" if name == "Tap" else name,
+                "output": found.output and found.output[1:],
+                **_numbers(found),
+            }
+        )
+    return rows
+
+
+def _parts(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Sums over the rows of a part."""
+    parts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        part = parts.setdefault(row["part"], {"parameters": 0, "macs": 0})
+        part["parameters"] += row["parameters"]
+        part["macs"] += row["macs"]
+    return parts
+
+
+def _task(net: Any) -> str:
+    from ultralytics.nn.tasks import guess_model_task
+
+    with quiet_ultralytics():
+        return str(guess_model_task(net))

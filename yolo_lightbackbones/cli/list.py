@@ -1,0 +1,196 @@
+"""`lightbackbones list`: all backbones, what they cost, and what was published about them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from yolo_lightbackbones.cli import completion
+from yolo_lightbackbones.cli.common import (
+    IMAGE_SIZE_HELP,
+    UserError,
+    errors_for_users,
+    image_size,
+    messages,
+    print_json,
+    progress,
+)
+
+if TYPE_CHECKING:  # it imports torch, which `lightbackbones --help` does without
+    from yolo_lightbackbones.backbone import Backbone
+
+
+def list_backbones(
+    *,
+    family: Annotated[
+        str | None,
+        typer.Option("--family", help="One family alone, such as repvit.", autocompletion=completion.families),
+    ] = None,
+    imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+    ] = False,
+) -> None:
+    """List the backbones: parameters, multiply-adds, tap channels, published accuracy and weights.
+
+    Parameters and multiply-adds are counted on the backbone alone, stem and stages.
+    """
+    with errors_for_users():
+        size = image_size(imgsz)
+        chosen = _families(family)
+        named = [(cls, short) for cls in chosen for short in cls.variants]
+        with progress("Counting", len(named)) as advance:
+            found = []
+            for cls, short in named:
+                found.append(_entry(cls, short, size))
+                advance()
+    problems = [entry for entry in found if entry["problem"]]
+    if problems and len(problems) == len(found):
+        with errors_for_users():
+            raise UserError(problems[0]["problem"])
+    for entry in problems:
+        messages().print(f"{entry['name']}: {entry['problem']}", markup=False)
+    if as_json:
+        print_json({"imgsz": size, "backbones": found})
+    else:
+        _print(found, size)
+
+
+def _families(family: str | None) -> list[type[Backbone]]:
+    from yolo_lightbackbones import registry
+
+    families = registry.families().values()
+    if family is None:
+        return list(families)
+    registry.list_backbones(wanted := family.strip().lower())  # raises for an unknown one, with the closest match
+    return [cls for cls in families if cls.family == wanted]
+
+
+def _entry(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, Any]:
+    from yolo_lightbackbones import published
+
+    name = f"{cls.family}_{short}"
+    figures = published.FIGURES.get(name)
+    entry: dict[str, Any] = {
+        "name": name,
+        "family": cls.family,
+        "module": cls.__name__,
+        "parameters": None,
+        "macs": None,
+        "taps": {},
+        "published": asdict(figures) if figures else None,
+        "weights": _weights(name),
+        "problem": None,
+    }
+    try:
+        return {**entry, **_measured(cls, short, size)}
+    except Exception as error:  # somebody else's family must not take the others down with it
+        return {**entry, "problem": f"{type(error).__name__}: {error}" if not str(error) else str(error)}
+
+
+def _measured(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, Any]:
+    from yolo_lightbackbones import cost
+
+    backbone = _with_all_taps(cls, short).eval()
+    total = cost.count(backbone, (1, 3, *size)).total
+    taps = dict(zip(backbone.taps, backbone.out_channels, strict=True))
+    return {"parameters": total.parameters, "macs": total.macs, "taps": taps}
+
+
+def _with_all_taps(cls: type[Backbone], short: str) -> Backbone:
+    """A variant without memory; somebody else's family need not have all of our taps."""
+    import torch
+
+    from yolo_lightbackbones.backbone import TAPS
+
+    with torch.device("meta"):
+        try:
+            return cls(short, taps=TAPS)
+        except ValueError:
+            offered = []
+            for tap in TAPS:
+                with contextlib.suppress(ValueError):
+                    cls(short, taps=(tap,))
+                    offered.append(tap)
+            return cls(short, taps=offered)
+
+
+def _weights(name: str) -> dict[str, Any]:
+    """Whether weights were published, and what `lightbackbones convert` downloads them by."""
+    from yolo_lightbackbones import published
+    from yolo_lightbackbones.checkpoints import sources
+
+    release = sources.SHORT_NAMES.get(name)
+    by_hand = next((text for family, text in sources.BY_HAND.items() if name.startswith(f"{family}_")), None)
+    return {
+        "status": published.WEIGHTS.get(name),
+        "download": name if release else None,
+        "url": release.url if release else None,
+        "by_hand": by_hand,
+    }
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _print(found: list[dict[str, Any]], size: tuple[int, int]) -> None:
+    console = Console(highlight=False)
+    notes = Console(highlight=False, soft_wrap=True)
+    for family in dict.fromkeys(entry["family"] for entry in found):
+        entries = [entry for entry in found if entry["family"] == family]
+        table = Table(title=escape(f"{entries[0]['module']}, family {family}"), title_justify="left")
+        table.add_column("name", no_wrap=True)
+        for title in ("parameters\n(M)", f"GMACs\n@{_side(size)}", "channels\nP2 to P5", "top-1\n(%)"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("weights", no_wrap=True)
+        for entry in entries:
+            table.add_row(*_cells(entry))
+        console.print(table)
+        for line in _notes(entries):
+            notes.print(line, markup=False)
+        notes.print()
+
+
+def _cells(entry: dict[str, Any]) -> list[str]:
+    figures = entry["published"]
+    return [
+        escape(entry["name"]),
+        "-" if entry["parameters"] is None else f"{entry['parameters'] / 1e6:.2f}",
+        "-" if entry["macs"] is None else f"{entry['macs'] / 1e9:.2f}",
+        " ".join(map(str, entry["taps"].values())) or "-",
+        f"{figures['top1']:.1f}" if figures else "-",
+        entry["weights"]["status"] or "-",
+    ]
+
+
+def _notes(entries: list[dict[str, Any]]) -> list[str]:
+    """Where the figures and the weights of a family are from."""
+    figures = [entry["published"] for entry in entries if entry["published"]]
+    lines = [f"ImageNet top-1 as published: {source}" for source in dict.fromkeys(f["source"] for f in figures)]
+    by_note: dict[str, list[str]] = {}
+    for entry in entries:
+        for note in _remarks(entry["published"]):
+            by_note.setdefault(note, []).append(entry["name"])
+    lines += [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
+    if any(entry["weights"]["download"] for entry in entries):
+        lines.append("download: lightbackbones convert NAME --model MODEL.yaml -o init.pt")
+    lines += dict.fromkeys(entry["weights"]["by_hand"] for entry in entries if entry["weights"]["by_hand"])
+    return lines
+
+
+def _remarks(figures: dict[str, Any] | None) -> list[str]:
+    if figures is None:
+        return []
+    at = [f"published at {figures['image_size']} px"] if figures["image_size"] != 224 else []
+    return [*([figures["note"]] if figures["note"] else []), *at]
+
+
+def _side(size: tuple[int, int]) -> str:
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"

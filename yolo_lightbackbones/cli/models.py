@@ -1,0 +1,149 @@
+"""Models of Ultralytics for the commands: from a YAML or a checkpoint to a module, and the mistakes on that way."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from yolo_lightbackbones.cli.common import UserError
+
+MODELS = {
+    "detect": "DetectionModel",
+    "segment": "SegmentationModel",
+    "classify": "ClassificationModel",
+    "pose": "PoseModel",
+    "obb": "OBBModel",
+}
+"""Task -> class in `ultralytics.nn.tasks` that builds its models."""
+
+OTHER_MODELS = {
+    "SemanticSegment": ("semantic", "SemanticSegmentationModel"),
+    "Depth": ("depth", "DepthModel"),
+    "RTDETRDecoder": ("detect", "RTDETRDetectionModel"),
+}
+"""Head -> task and class, for models that can be described here and not made: not every version has all of them."""
+
+
+@contextlib.contextmanager
+def quiet_ultralytics() -> Iterator[None]:
+    """Ultralytics without what it prints, and none of it on stdout.
+
+    Raises:
+        UserError: if Ultralytics cannot be imported.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # its very first import says there that it made its settings
+        try:
+            from ultralytics.utils import LOGGER
+        except ImportError as error:
+            raise UserError(
+                f"This needs Ultralytics, which cannot be imported: {error}. See: lightbackbones doctor"
+            ) from error
+        level = LOGGER.level
+        LOGGER.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            LOGGER.setLevel(level)
+
+
+def read_yaml(model: str, scale: str | None) -> dict[str, Any]:
+    """The model's configuration with its scale, as Ultralytics' own loader gives it."""
+    import yaml
+    from ultralytics.nn.tasks import guess_model_scale, yaml_model_load
+
+    from yolo_lightbackbones import configs, plugin
+
+    if Path(model).suffix not in {".yaml", ".yml"}:
+        raise UserError(f"The model is {model}; give a model YAML, one of ours ({our_yamls()}) or a file of yours.")
+    plugin.register()  # where autoload is off
+    # `yolov5n_repvit.yaml` names the file `yolov5_repvit.yaml` at scale n; Ultralytics' loader knows that.
+    path = Path(model)
+    found = path if path.is_file() else configs.find_config(model)
+    try:
+        config: dict[str, Any] = yaml_model_load(str(found or model))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no model YAML {model}. Give a path, or one of ours: {our_yamls()}.") from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{model} is not a YAML file: {where}") from error
+    if not isinstance(config, dict) or "backbone" not in config:
+        raise UserError(f"{model} is not a model YAML: it has no backbone.")
+    scales = config.get("scales")
+    if scale is not None:
+        if not isinstance(scales, Mapping) or scale not in scales:
+            allowed = ", ".join(map(str, scales)) if isinstance(scales, Mapping) else "none"
+            raise UserError(f"{model} has no scale {scale!r}. Allowed: {allowed}.")
+        config["scale"] = scale
+    elif isinstance(scales, Mapping) and config.get("scale") not in scales:
+        letter = guess_model_scale(model)
+        seen = f"{model} asks for scale {letter!r}, but it has" if letter else f"{model} has"
+        raise UserError(f"{seen} the scales {', '.join(map(str, scales))}. Choose one with --scale.")
+    return config
+
+
+def our_yamls() -> str:
+    """The names of the model YAMLs that come with the package."""
+    from yolo_lightbackbones import configs
+
+    return ", ".join(sorted(path.name for path in configs.config_dir().glob("*.yaml")))
+
+
+def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:
+    """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
+    from ultralytics.nn import tasks
+
+    task = tasks.guess_model_task(config)
+    name = MODELS.get(task)
+    if any_head:
+        task, name = OTHER_MODELS.get(_head(config), (task, name))
+    if name is None or not hasattr(tasks, name):
+        raise UserError(
+            f"The last row of {model} is no head for any of {', '.join(MODELS)}. End it with Detect, Segment, "
+            "Classify, Pose or OBB."
+        )
+    try:
+        net = getattr(tasks, name)(config, ch=channels, verbose=False)
+    except KeyError as error:  # what Ultralytics' parser makes of a module that it does not know
+        raise UserError(
+            f"{model} names a module that neither Ultralytics nor this plugin has: {error.args[0]}"
+        ) from error
+    except (TypeError, IndexError, AttributeError, SyntaxError, AssertionError, RuntimeError) as error:
+        raise UserError(f"Ultralytics cannot build {model}: {error}") from error
+    net.task = task
+    return net
+
+
+def _head(config: dict[str, Any]) -> Any:
+    """The module of the last row, if the rows are rows at all."""
+    rows = config.get("head") or [[]]
+    last = rows[-1] if isinstance(rows, list) else []
+    return last[2] if isinstance(last, list) and len(last) > 2 and isinstance(last[2], str) else None
+
+
+def backbone_of(net: Any, what: str) -> Any:
+    """The backbone of ours in a model of Ultralytics."""
+    from yolo_lightbackbones import registry
+    from yolo_lightbackbones.backbone import Backbone
+
+    found = next((module for module in net.modules() if isinstance(module, Backbone)), None)
+    if found is None:
+        raise UserError(f"{what} has no backbone of ours, none of {', '.join(registry.families())}.")
+    return found
+
+
+def read_checkpoint(path: Path) -> Any:
+    """The model in an Ultralytics checkpoint, read with Ultralytics' restricted loader: classes it knows, and ours."""
+    from ultralytics.nn.tasks import torch_safe_load
+
+    try:
+        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
+    except Exception as error:  # its own kinds for its own reasons; the message says which
+        raise UserError(f"{path} is an Ultralytics checkpoint that cannot be read safely: {error}") from error
+    net = checkpoint.get("ema") or checkpoint.get("model")
+    if not hasattr(net, "modules"):
+        raise UserError(f"{path} is an Ultralytics checkpoint without a model.")
+    return net

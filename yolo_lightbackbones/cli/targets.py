@@ -1,0 +1,153 @@
+"""From what a user names to a module: a variant, a model YAML, a checkpoint of Ultralytics, or published weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yolo_lightbackbones.cli import models
+from yolo_lightbackbones.cli.common import UserError, check_image_size
+
+if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
+    from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.cost import Costs
+
+HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
+
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
+
+Kind = Literal["variant", "yaml", "checkpoint", "weights"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a user named.
+
+    Args:
+        name: as it was named, or the full name of the variant.
+        kind: of weights there is only the variant that they are of.
+        module: in eval mode; a `Backbone`, or a model of Ultralytics in float32.
+        channels: of the image.
+        divisor: height and width of the image must be multiples of it.
+        variant: its full name, for a backbone.
+        note: what else there is to say about the file.
+    """
+
+    name: str
+    kind: Kind
+    module: Any
+    channels: int
+    divisor: int
+    variant: str | None = None
+    note: str = ""
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Refuse an image of a height and width that the module cannot take."""
+        check_image_size(size, self.divisor, self.name)
+
+    def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
+        """What the module and parts of it cost, for one image of this height and width.
+
+        Raises:
+            UserError: if the module cannot run on such an image.
+        """
+        from yolo_lightbackbones import cost
+
+        try:
+            return cost.count(self.module, (1, self.channels, *size), parts)
+        except RuntimeError as error:
+            height, width = size
+            raise UserError(f"{self.name} cannot run on an image of {height} x {width}: {error}") from error
+
+
+def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
+    """Find and build what `text` names.
+
+    Args:
+        text: what the user wrote.
+        scale: a scale letter, for a YAML whose name gives none.
+        empty: whether a variant may be built on the meta device, without memory for its values.
+
+    Raises:
+        UserError, ValueError, OSError: saying what was given, what is allowed and what to do.
+    """
+    path = Path(text)
+    if path.suffix in {".yaml", ".yml"}:
+        with models.quiet_ultralytics():
+            config = models.read_yaml(text, scale)
+            net = models.build(config, text, int(config.get("channels") or 3), any_head=True)
+        return _model(text, "yaml", net)
+    if scale is not None:
+        raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
+    if path.exists():
+        return _file(path, empty)
+    if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
+        raise UserError(f"There is no file {text}.")
+    return _variant(text, empty)
+
+
+def _variant(name: str, empty: bool) -> Target:
+    from yolo_lightbackbones.registry import create_backbone
+
+    try:
+        with _device(empty):
+            backbone = create_backbone(name).eval()
+    except ValueError as error:
+        raise UserError(
+            f"{error} A model YAML (yours, or one of ours: {models.our_yamls()}) or a .pt, .pth or .safetensors file "
+            "will do as well."
+        ) from error
+    return _backbone(full_name(backbone, name), "variant", backbone)
+
+
+def _file(path: Path, empty: bool) -> Target:
+    from yolo_lightbackbones.checkpoints import engine, files, identify
+    from yolo_lightbackbones.checkpoints.errors import UltralyticsCheckpointError
+
+    try:
+        state, _ = files.read_tensors(path)
+    except UltralyticsCheckpointError:
+        with models.quiet_ultralytics():
+            return _model(str(path), "checkpoint", models.read_checkpoint(path).float())
+    found = identify.recognise(state, engine.layouts_of)
+    if found is None or found.similarity < engine.RESEMBLES:
+        raise UserError(
+            f"{path} holds {len(state)} tensors, but they are the weights of no backbone of ours. "
+            "Give a checkpoint of Ultralytics, or weights that `lightbackbones convert` takes."
+        )
+    names = " or ".join(map(str, found.variants))
+    verb = (
+        "These are the weights of" if found.similarity == 1 else f"{found.similarity:.0%} of the names and shapes fit"
+    )
+    where = f", in the part of a larger model called {found.prefix!r}" if found.prefix else ""
+    with _device(empty):
+        backbone = found.variants[0].family(found.variants[0].short_name).eval()
+    return _backbone(str(found.variants[0]), "weights", backbone, f"{path}: {verb} {names}{where}.")
+
+
+def _backbone(name: str, kind: Kind, backbone: Backbone, note: str = "") -> Target:
+    return Target(name, kind, backbone, 3, backbone.size_divisibility, variant=name, note=note)
+
+
+def _model(name: str, kind: Kind, net: Any) -> Target:
+    from yolo_lightbackbones.backbone import Backbone
+
+    strides = [int(stride) for stride in getattr(net, "stride", [])]
+    divisors = [module.size_divisibility for module in net.modules() if isinstance(module, Backbone)]
+    first = next(net.parameters())  # the stem's, where Ultralytics looks as well
+    channels = first.shape[1] if first.ndim == 4 else 3
+    return Target(name, kind, net.eval(), channels, max([1, *strides, *divisors]))
+
+
+def full_name(backbone: Backbone, name: str) -> str:
+    """`repvit_m0_9` for a backbone that was asked for as `repvit_m0.9`."""
+    return f"{backbone.family}_{backbone.resolve_variant(name)}"
+
+
+def _device(empty: bool) -> Any:
+    import torch
+
+    return torch.device("meta") if empty else contextlib.nullcontext()
