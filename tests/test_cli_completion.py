@@ -32,7 +32,7 @@ def test_every_yaml_that_is_offered_is_found_at_its_scale() -> None:
     for path in configs.config_dir().glob("*.yaml"):
         assert path.name in completion.model_yamls("")
         for letter in yaml.safe_load(path.read_text()).get("scales") or ():
-            name = completion.scaled_name(path.name, letter)
+            name = configs.scaled_name(path.name, letter)
             assert name in offered
             assert guess_model_scale(name) == letter
             assert yaml_model_load(name)["scale"] == letter

@@ -54,9 +54,6 @@ class Model:
             self.family, self.neck, levels=self.levels, task=self.task, name=self.name, figures=figures
         )
 
-    def scaled(self, letter: str) -> str:
-        return model_yaml.scaled_name(self.name, self.neck, letter)
-
 
 def models() -> Iterator[Model]:
     """Everything in cfg/ that is generated."""
@@ -77,7 +74,7 @@ def figures(model: Model) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         counted = {}
         for letter in letters:
-            file = Path(folder, model_yaml.scaled_name(name, model.neck, letter))
+            file = Path(folder, configs.scaled_name(name, letter))
             file.write_text(model.text())
             counted[letter] = count(file, IMAGE_SIZE.get(model.task, 640))
     return counted
@@ -93,7 +90,7 @@ def by_hand() -> None:
     file = configs.config_dir() / BY_HAND
     text = FIGURES.sub("", file.read_text())
     for letter in model_yaml.FAMILIES["repvit"].variants:
-        figure = count(file.with_name(model_yaml.scaled_name(BY_HAND, "yolo11", letter)))
+        figure = count(file.with_name(configs.scaled_name(BY_HAND, letter)))
         text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
     file.write_text(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePath
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -30,3 +31,11 @@ def find_config(name: str | PurePath) -> Path | None:
     if len(path.parts) > 1:
         return None
     return next(iter(sorted(root.rglob(path.name))), None)
+
+
+def scaled_name(name: str, letter: str) -> str:
+    """How Ultralytics is asked for a scale, in the name of a YAML: `yolov5_repvit.yaml` and n, `yolov5n_repvit.yaml`.
+
+    A name that does not begin like Ultralytics' own has no place for a letter, and stays as it is.
+    """
+    return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolo_lightbackbones import registry
+from yolo_lightbackbones import configs, registry
 from yolo_lightbackbones.backbone import TAPS
 from yolo_lightbackbones.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
 
@@ -61,11 +61,6 @@ def file_name(neck: str, levels: Sequence[str], task: str, family: str) -> str:
         return f"{CLASSIFIER_NECK}-cls_{family}.yaml"
     extra = "-p2" * (TAPS[0] in levels) + "-p6" * (EXTRA_LEVEL in levels)
     return f"{neck}{extra}{TASKS[task]}_{family}.yaml"
-
-
-def scaled_name(name: str, neck: str, letter: str) -> str:
-    """The name that asks for a scale: `yolov5_repvit.yaml` -> `yolov5s_repvit.yaml`."""
-    return name.replace(neck, neck + letter, 1)
 
 
 def write(
@@ -126,7 +121,7 @@ def write(
         "# yolo_lightbackbones, AGPL-3.0 licence",
         "",
         f"# {what}",
-        *_commands(name, neck, task, letters, backbone),
+        *_commands(name, task, letters, backbone),
         "",
         "# Parameters",
         *(f"{key}: {_flow(value)} # {SETTINGS[key]}" for key, value in settings.items()),
@@ -186,9 +181,9 @@ def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
     )
 
 
-def _commands(name: str, neck: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
+def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
     """How the file is used, as comments."""
-    small = scaled_name(name, neck, letters[0])
+    small = configs.scaled_name(name, letters[0])
     if small == name:
         choice = "" if task == "classify" else f"    # letter: {letters[0]}"
     else:

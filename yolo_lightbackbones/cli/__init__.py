@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from yolo_lightbackbones import __version__
-from yolo_lightbackbones.cli import coco_eval, coco_prepare, compare, convert, doctor, info
+from yolo_lightbackbones.cli import coco_eval, coco_prepare, compare, convert, doctor, info, new
 from yolo_lightbackbones.cli import list as list_command
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command("list")(list_command.list_backbones)
 app.command()(info.info)
 app.command()(compare.compare)
+app.command()(new.new)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
 app.command()(coco_eval.coco_eval)

@@ -5,8 +5,6 @@ Names of YAMLs need no import. Names of backbones need the families, and with th
 
 from __future__ import annotations
 
-import re
-
 
 def families(incomplete: str) -> list[str]:
     """Families of backbones: `edgevit`."""
@@ -20,6 +18,11 @@ def variants(incomplete: str) -> list[str]:
     from yolo_lightbackbones.registry import list_backbones
 
     return _fitting(list_backbones(), incomplete)
+
+
+def backbones(incomplete: str) -> list[str]:
+    """Families and variants: `edgevit`, `edgevit_xxs`."""
+    return [*families(incomplete), *variants(incomplete)]
 
 
 def published_weights(incomplete: str) -> list[str]:
@@ -38,7 +41,7 @@ def model_yamls(incomplete: str) -> list[str]:
     names = []
     for path in sorted(configs.config_dir().glob("*.yaml")):
         scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
-        names += [path.name, *(scaled_name(path.name, letter) for letter in scales)]
+        names += [path.name, *(configs.scaled_name(path.name, letter) for letter in scales)]
     return _fitting(names, incomplete)
 
 
@@ -49,9 +52,18 @@ def targets(incomplete: str) -> list[str]:
     return yamls if incomplete and yamls else [*variants(incomplete), *yamls]
 
 
-def scaled_name(name: str, letter: str) -> str:
-    """How Ultralytics is told a scale in the name of a YAML: `yolov5_repvit.yaml` and n, `yolov5n_repvit.yaml`."""
-    return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
+def necks(incomplete: str) -> list[str]:
+    """Necks of `new`: `yolo11`."""
+    from yolo_lightbackbones.necks import NECKS
+
+    return _fitting(list(NECKS), incomplete)
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Tasks of `new`: `detect`."""
+    from yolo_lightbackbones.necks import TASKS
+
+    return _fitting(list(TASKS), incomplete)
 
 
 def _fitting(names: list[str], incomplete: str) -> list[str]:

@@ -1,0 +1,98 @@
+"""`lightbackbones new`: what it writes is built by Ultralytics, and nothing is written where something is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+from ultralytics import YOLO
+
+from yolo_lightbackbones.cli import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["new", *map(str, arguments)])
+
+
+def test_the_written_file_is_the_model_that_was_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    result = run(
+        "-b", "repvit_m1.0", "--neck", "yolo11", "--task", "detect", "--taps", "P3,P4,P5", "-o", file, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    model = YOLO(file).model
+    assert type(model.model[0]).__name__ == "RepViT"
+    assert model.model[0].out_channels[-1] == 448  # M1.0, Table 1 of arXiv 2307.09283
+    assert model.stride.tolist() == told["strides"] == [8, 16, 32]
+    assert told["parameters"] == sum(p.numel() for p in model.parameters())
+    assert told["scale"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("task", "neck", "head"),
+    [
+        ("segment", "yolov8", "Segment"),
+        ("pose", "yolo26", "Pose26"),
+        ("obb", "yolov5", "OBB"),
+        ("classify", "yolo11", "Classify"),
+    ],
+)
+def test_every_task(task: str, neck: str, head: str, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    result = run("-b", "edgevit", "-n", neck, "-t", task, "-o", file)
+    assert result.exit_code == 0, result.output
+    assert YOLO(file).task == task
+    assert yaml.safe_load(file.read_text())["head"][-1][2] == head
+    assert f"yolo {task} train model={file}" in result.output
+
+
+def test_levels_and_one_scale_alone(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    assert run("-b", "edgevit", "-n", "yolov8", "--taps", "p2, p3", "-s", "s", "-o", file).exit_code == 0
+    config = yaml.safe_load(file.read_text())
+    assert list(config["scales"]) == ["s"]
+    assert config["backbone"][0] == [-1, 1, "EdgeViT", ["xs"]]
+    assert YOLO(file).model.stride.tolist() == [4, 8]
+
+
+def test_the_letter_in_the_name_of_the_file_counts(tmp_path: Path) -> None:
+    result = run("-b", "edgevit", "-o", tmp_path / "yolo11s_mine.yaml", "--json")
+    assert json.loads(result.stdout)["scale"] == "s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-b", "resnet50"], "Allowed: a family (edgevit, parcnet, repvit, conv2former)"),
+        (["-b", "repvit_m9"], "Did you mean"),
+        (["-b", "repvit", "-n", "yolov9"], "yolov5, yolov8, yolo11, yolo26"),
+        (["-b", "repvit", "-t", "seg"], "detect, segment, pose, obb, classify"),
+        (["-b", "repvit", "--taps", "P3,P5"], "follow each other"),
+        (["-b", "repvit", "--taps", "P7"], "There is no level 'P7'"),
+        (["-b", "edgevit", "-s", "x"], "Allowed: n, s, m"),
+        (["-b", "edgevit", "-o", "yolo11x_mine.yaml"], "scale 'x'"),
+        (["-b", "edgevit", "-o", "mine.txt"], ".yaml"),
+        (["-b", "edgevit", "-o", "no/mine.yaml"], "no folder"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments, *([] if "-o" in arguments else ["-o", "mine.yaml"]))
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_file_is_kept_unless_forced(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.yaml").write_text("mine")
+    assert run("-b", "edgevit", "-o", file).exit_code == 1
+    assert file.read_text() == "mine"
+    assert run("-b", "edgevit", "-o", file, "--force").exit_code == 0
+    assert "EdgeViT" in file.read_text()

@@ -1,0 +1,78 @@
+"""`lightbackbones new`: a model YAML of one's own, from a backbone, a neck, a task and levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from yolo_lightbackbones.cli import completion, models
+from yolo_lightbackbones.cli.common import check_new_file, check_suffix, errors_for_users, print_json, written_whole
+
+
+def new(
+    *,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="A variant (repvit_m1_0), or a family (repvit): the scale letter then picks the variant.",
+            autocompletion=completion.backbones,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model YAML to write.")],
+    neck: Annotated[
+        str, typer.Option("--neck", "-n", help="yolov5, yolov8, yolo11, yolo26.", autocompletion=completion.necks)
+    ] = "yolo11",
+    task: Annotated[
+        str,
+        typer.Option("--task", "-t", help="detect, segment, pose, obb, classify.", autocompletion=completion.tasks),
+    ] = "detect",
+    taps: Annotated[
+        str, typer.Option("--taps", help="Levels that the neck works on, of P2 to P5; P6 it makes from P5 itself.")
+    ] = "P3,P4,P5",
+    scale: Annotated[str | None, typer.Option("--scale", "-s", help="Write this scale letter alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a model YAML with a backbone, a neck of Ultralytics and a head.
+
+    The model is built before anything is written, so that the file is one that works.
+    """
+    with errors_for_users():
+        from yolo_lightbackbones import model_yaml
+
+        check_suffix(output, "output", (".yaml", ".yml"))
+        check_new_file(output, force)
+        levels = tuple(level.strip().upper() for level in taps.split(",") if level.strip())
+        text = model_yaml.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
+        with models.quiet_ultralytics():
+            letter, parameters, strides = _build(text, output)
+        with written_whole(output) as file:
+            file.write_text(text, encoding="utf-8")
+    if as_json:
+        print_json({"file": str(output), "scale": letter, "parameters": parameters, "strides": strides})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    at = f"at scale {letter}: {parameters:,} parameters, strides {', '.join(map(str, strides))}"
+    console.print(f"Wrote {output}, {at}. What it costs: lightbackbones info {output}", markup=False)
+    verb = "" if task == "detect" else f"{task} "
+    console.print(f"Train it: yolo {verb}train model={output} data=...", markup=False)
+
+
+def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
+    """Scale letter, parameters and strides of the model that the text describes."""
+    import yaml
+    from ultralytics.nn.tasks import guess_model_scale
+
+    from yolo_lightbackbones import cost, plugin
+
+    plugin.register()  # where autoload is off
+    config = yaml.safe_load(text)
+    letter = guess_model_scale(output) or next(iter(config["scales"]))
+    config |= {"scale": letter, "yaml_file": str(output)}
+    net = models.build(config, str(output), 3)
+    return letter, cost.parameter_count(net), [int(stride) for stride in net.stride]
