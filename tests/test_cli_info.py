@@ -257,7 +257,7 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
 def test_an_image_that_a_model_cannot_run_on() -> None:
     target = targets.Target("small.yaml", "yaml", nn.Conv2d(3, 4, 5), channels=3, divisor=1)
     assert target.count((5, 6)).total.macs == 2 * 4 * 75
-    with pytest.raises(UserError, match="small.yaml cannot run on an image of 4 x 6: .*[Kk]ernel size"):
+    with pytest.raises(UserError, match=r"small\.yaml cannot run on an image of 4 x 6: .*[Kk]ernel size"):
         target.count((4, 6))
 
 
