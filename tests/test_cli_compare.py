@@ -125,12 +125,18 @@ def test_what_is_timed_is_folded_in_eval_mode_and_float32(name: str, tmp_path: P
     assert {parameter.dtype for parameter in seen[0].parameters()} == {torch.float32}
 
 
-def test_the_table_and_threads() -> None:
-    before = torch.get_num_threads()
-    result = run("edgevit_xxs", "repvit_m0_6", *QUICK, "--threads", "2")
-    assert torch.get_num_threads() == before
+def test_threads_are_given_back() -> None:
+    with compare_command._threads(2) as used:
+        assert used == torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+    with compare_command._threads(None) as used:
+        assert used == 1
+
+
+def test_the_table() -> None:
+    result = run("edgevit_xxs", "repvit_m0_6", *QUICK, "--threads", "1")
     assert result.exit_code == 0
-    assert f"2 threads, torch {torch.__version__}" in result.stdout
+    assert f"1 thread, torch {torch.__version__}" in result.stdout
     assert "At 32 x 32 (height x width), folded, float32, batch 1, 2 rounds" in result.stdout
     first = next(line for line in result.stdout.splitlines() if "edgevit_xxs" in line)
     assert re.findall(r"[\w.]+", first)[:2] == ["edgevit_xxs", "3.78"]
@@ -176,7 +182,7 @@ def test_a_picture_is_overwritten_only_by_force(tmp_path: Path) -> None:
         (["repvit_m0_6"], "nothing to compare repvit_m0_6 with"),
         (["repvit_m0_6", "repvit_m9"], "Unknown variant 'repvit_m9'"),
         (["repvit_m0_6", "nowhere.pt"], "no file nowhere.pt"),
-        (["repvit_m0_6", "yolov5_repvit.yaml"], "Choose one with --scale"),
+        (["repvit_m0_6", "yolov5x_edgevit.yaml"], "Choose one with --scale"),
         (["repvit_m0_6", "repvit_m0_9", "--imgsz", "33"], "33 x 33 .*multiples of 32.*--imgsz 64"),
         (["repvit_m0_6", "repvit_m0_9", "--repeats", "0"], "--repeats is 0; it must be at least 1"),
         (["repvit_m0_6", "repvit_m0_9", "--threads", "0"], "--threads is 0; it must be at least 1"),

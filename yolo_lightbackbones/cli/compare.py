@@ -41,7 +41,7 @@ def compare(
         int | None, typer.Option("--threads", help="Threads of PyTorch; without it, as many as it takes by itself.")
     ] = None,
     scale: Annotated[
-        str | None, typer.Option("--scale", "-s", help="Scale letter of the YAMLs that have scales and name none.")
+        str | None, typer.Option("--scale", "-s", help="Scale letter of YAMLs whose names give none; else their first.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Draw latency against parameters or accuracy: *.png.")

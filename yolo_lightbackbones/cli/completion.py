@@ -41,7 +41,7 @@ def model_yamls(incomplete: str) -> list[str]:
     names = []
     for path in sorted(configs.config_dir().glob("*.yaml")):
         scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
-        names += [path.name, *(configs.scaled_name(path.name, letter) for letter in scales)]
+        names += dict.fromkeys([path.name, *(configs.scaled_name(path.name, letter) for letter in scales)])
     return _fitting(names, incomplete)
 
 

@@ -19,7 +19,7 @@ def info(
     *,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
     scale: Annotated[
-        str | None, typer.Option("--scale", "-s", help="Scale letter, if a YAML has scales and its name gives none.")
+        str | None, typer.Option("--scale", "-s", help="Scale letter of a YAML whose name gives none; else its first.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")

@@ -50,8 +50,12 @@ def quiet_ultralytics() -> Iterator[None]:
             LOGGER.setLevel(level)
 
 
-def read_yaml(model: str, scale: str | None) -> dict[str, Any]:
-    """The model's configuration with its scale, as Ultralytics' own loader gives it."""
+def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> dict[str, Any]:
+    """The model's configuration with its scale, as Ultralytics' own loader gives it.
+
+    Where neither the name nor `scale` says which, there is no guess unless there is one scale alone, or `assume_first`
+    takes the first, as Ultralytics does when it builds a model.
+    """
     import yaml
     from ultralytics.nn.tasks import guess_model_scale, yaml_model_load
 
@@ -80,6 +84,9 @@ def read_yaml(model: str, scale: str | None) -> dict[str, Any]:
         config["scale"] = scale
     elif isinstance(scales, Mapping) and config.get("scale") not in scales:
         letter = guess_model_scale(model)
+        if not letter and (assume_first or len(scales) == 1):
+            config["scale"] = next(iter(scales))
+            return config
         seen = f"{model} asks for scale {letter!r}, but it has" if letter else f"{model} has"
         raise UserError(f"{seen} the scales {', '.join(map(str, scales))}. Choose one with --scale.")
     return config

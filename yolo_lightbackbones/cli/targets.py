@@ -68,7 +68,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
 
     Args:
         text: what the user wrote.
-        scale: a scale letter, for a YAML whose name gives none.
+        scale: a scale letter, for a YAML whose name gives none; None: the first, as in Ultralytics.
         empty: whether a variant may be built on the meta device, without memory for its values.
 
     Raises:
@@ -77,7 +77,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     path = Path(text)
     if path.suffix in {".yaml", ".yml"}:
         with models.quiet_ultralytics():
-            config = models.read_yaml(text, scale)
+            config = models.read_yaml(text, scale, assume_first=True)
             net = models.build(config, text, int(config.get("channels") or 3), any_head=True)
         return _model(text, "yaml", net)
     if scale is not None:
