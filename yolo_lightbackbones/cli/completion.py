@@ -38,7 +38,7 @@ def model_yamls(incomplete: str) -> list[str]:
 
     from yolo_lightbackbones import configs
 
-    names = []
+    names: list[str] = []
     for path in sorted(configs.config_dir().glob("*.yaml")):
         scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
         names += dict.fromkeys([path.name, *(configs.scaled_name(path.name, letter) for letter in scales)])

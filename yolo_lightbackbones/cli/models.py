@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,7 +63,9 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     from yolo_lightbackbones import configs, plugin
 
     if Path(model).suffix not in {".yaml", ".yml"}:
-        raise UserError(f"The model is {model}; give a model YAML, one of ours ({our_yamls()}) or a file of yours.")
+        raise UserError(
+            f"The model is {model}; give a model YAML, one of ours ({our_yamls(model)}) or a file of yours."
+        )
     plugin.register()  # where autoload is off
     # `yolov5n_repvit.yaml` names the file `yolov5_repvit.yaml` at scale n; Ultralytics' loader knows that.
     path = Path(model)
@@ -70,7 +73,7 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     try:
         config: dict[str, Any] = yaml_model_load(str(found or model))
     except FileNotFoundError as error:
-        raise UserError(f"There is no model YAML {model}. Give a path, or one of ours: {our_yamls()}.") from error
+        raise UserError(f"There is no model YAML {model}. Give a path, or one of ours, {our_yamls(model)}.") from error
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise UserError(f"{model} is not a YAML file: {where}") from error
@@ -92,11 +95,13 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     return config
 
 
-def our_yamls() -> str:
-    """The names of the model YAMLs that come with the package."""
+def our_yamls(wanted: str = "") -> str:
+    """Those of our model YAMLs that are called most like what was wanted, and where all of them are."""
     from yolo_lightbackbones import configs
 
-    return ", ".join(sorted(path.name for path in configs.config_dir().glob("*.yaml")))
+    names = sorted(path.name for path in configs.config_dir().glob("*.yaml"))
+    close = difflib.get_close_matches(Path(wanted).name, names, n=4) or [n for n in names if n.startswith("yolo11_")]
+    return f"such as {', '.join(close)}; all {len(names)} are in {configs.config_dir()}"
 
 
 def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:
