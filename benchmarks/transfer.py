@@ -4,7 +4,8 @@
 
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
-scratch, everything else equal. Writes docs/transfer.json as results come; runs that are there are not repeated.
+scratch, everything else equal. Writes docs/transfer.json as results come; runs that are there are not repeated. At the
+end, or with `--report` alone, docs/accuracy.md gets the table.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from learning import data_yaml
+from learning import PAGE, data_yaml, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
+BEGIN, END = "<!-- transfer: written by benchmarks/transfer.py -->", "<!-- transfer: end -->"
 FAMILIES = ("repvit", "edgevit")
 SIDE = 64  # pixels of a single digit
 COPIES = 2  # of each scan, in other colours
+STARTS = ("scratch", "pretrained")
 CLASSIFY = {"imgsz": SIDE, "epochs": 12, "batch": 32, "fliplr": 0.0}
 DETECT = {"imgsz": 128, "epochs": 40, "batch": 8, "nbs": 8, "fliplr": 0.0, "fraction": 0.1}
 
@@ -94,12 +97,40 @@ def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
     return {"family": family, "start": start, "seed": seed, "map50": metrics.box.map50, "map": metrics.box.map}
 
 
+def report() -> None:
+    rows: list[Row] = json.loads(RESULTS.read_text())
+    settings = ", ".join(f"{name} {value}" for name, value in DETECT.items())
+    lines = [
+        f"Detector: {settings}. Classifier: {', '.join(f'{name} {value}' for name, value in CLASSIFY.items())}. Test split,",
+        "mean and half the range of the seeds.",
+        "",
+        "| YOLOv5n on | start | seeds | mAP50 | mAP50-95 | pretrained is better in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        by_start = {s: {r["seed"]: r for r in rows if (r["family"], r["start"]) == (family, s)} for s in STARTS}
+        scratch, pretrained = by_start.values()
+        pairs = [(scratch[seed]["map50"], pretrained[seed]["map50"]) for seed in scratch if seed in pretrained]
+        for start, runs in by_start.items():
+            if runs:
+                won = f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds" if start == "pretrained" else ""
+                figures = [spread(row[name] for row in runs.values()) for name in ("map50", "map")]
+                lines.append(f"| {family} | {start} | {len(runs)} | {' | '.join(figures)} | {won} |")
+    page = PAGE.read_text()
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
+    parser.add_argument("--report", action="store_true", help="write the table from the results that are there")
     arguments = parser.parse_args()
+    if arguments.report:
+        report()
+        return
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     data = data_yaml("digits", "", folder)
@@ -107,13 +138,14 @@ def main() -> None:
     for family in arguments.families:
         pretrained(family, digits, folder)
         for seed in arguments.seeds:
-            for start in ("scratch", "pretrained"):
+            for start in STARTS:
                 rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
                 if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in rows}:
                     continue
                 rows.append(detect(family, start, seed, data, folder))
                 RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
                 print("RESULT", rows[-1], flush=True)
+    report()
 
 
 if __name__ == "__main__":

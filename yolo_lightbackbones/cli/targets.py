@@ -97,8 +97,8 @@ def _variant(name: str, empty: bool) -> Target:
             backbone = create_backbone(name).eval()
     except ValueError as error:
         raise UserError(
-            f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors file "
-            "will do as well."
+            f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
+            "file will do as well."
         ) from error
     return _backbone(full_name(backbone, name), "variant", backbone)
 
