@@ -99,9 +99,9 @@ def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
 
 def report() -> None:
     rows: list[Row] = json.loads(RESULTS.read_text())
-    settings = ", ".join(f"{name} {value}" for name, value in DETECT.items())
+    detector, classifier = (", ".join(f"{k} {v}" for k, v in settings.items()) for settings in (DETECT, CLASSIFY))
     lines = [
-        f"Detector: {settings}. Classifier: {', '.join(f'{name} {value}' for name, value in CLASSIFY.items())}. Test split,",
+        f"Detector: {detector}. Classifier: {classifier}. Test split,",
         "mean and half the range of the seeds.",
         "",
         "| YOLOv5n on | start | seeds | mAP50 | mAP50-95 | pretrained is better in |",
