@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,15 @@ def test_published_name_comes_from_the_cache(
     assert_parameters(backbone_of(tmp_path / "init.pt"), weights)
     recorded = (cache / "repvit_m0_6_distill_300e.pth.sha256").read_text().strip()
     assert recorded == hashlib.sha256(content).hexdigest()
+
+
+def test_json_is_one_object(files: Path, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    output = tmp_path / "init.pt"
+    result = convert(files / "weights.pth", files / "yolov5_tiny.yaml", output, "--scale", "n", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["file"], told["family"], told["missing"]) == (str(output), "repvit", [])
+    assert set(told["loaded"]) | set(told["dropped"]) == set(weights)
 
 
 def test_partial_weights_only_when_asked_for(files: Path, tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
-from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, written_whole
+from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json, written_whole
 
 
 def convert(
@@ -31,6 +32,9 @@ def convert(
     channels: Annotated[int, typer.Option("--channels", min=1, help="Channels of the images to train on.")] = 3,
     partial: Annotated[bool, typer.Option("--partial", help="Load what fits, and say what did not.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
+    ] = False,
 ) -> None:
     """Write an Ultralytics checkpoint whose backbone holds pretrained weights.
 
@@ -38,11 +42,15 @@ def convert(
     """
     with errors_for_users():
         _check_output(output, force)
-        config = models.read_yaml(model, scale)
-        net = models.build(config, model, channels)
-        backbone = models.backbone_of(net, model)
-        report = _load(backbone, weights, strict=not partial)
-        _write_checkpoint(net, output)
+        with models.quiet_ultralytics():
+            config = models.read_yaml(model, scale)
+            net = models.build(config, model, channels)
+            backbone = models.backbone_of(net, model)
+            report = _load(backbone, weights, strict=not partial)
+            _write_checkpoint(net, output)
+    if as_json:
+        print_json({"file": str(output), "family": backbone.family, **dataclasses.asdict(report)})
+        return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{type(backbone).__name__}: {report}", markup=False)
     if report.missing or report.unexpected:
