@@ -1,4 +1,4 @@
-"""Checkpoint files as the authors publish them, with the deterministic weights of the golden outputs."""
+"""What is published: checkpoint files as the authors write them, with the golden outputs' weights, and their costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,27 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
+
+COUNTED = {
+    "edgevit_xxs": (3_778_128, 5.266),
+    "edgevit_xs": (6_384_288, 10.1605),
+    "edgevit_s": (12_722_400, 17.3358),
+    "parcnet_xs": (1_901_504, 6.8645),
+    "parcnet_s": (4_292_408, 10.6368),
+    "parcnet_h": (19_026_300, 54.1373),
+    "repvit_m0_6": (2_165_652, 3.1455),
+    "repvit_m0_9": (4_717_792, 6.6639),
+    "repvit_m1_0": (6_403_004, 9.0362),
+    "repvit_m1_1": (7_774_864, 10.9218),
+    "repvit_m1_5": (13_616_384, 18.5743),
+    "repvit_m2_3": (22_404_232, 36.8916),
+    "conv2former_n": (13_052_640, 18.7503),
+    "conv2former_t": (24_675_084, 35.2906),
+    "conv2former_s": (48_010_572, 70.7835),
+    "conv2former_b": (87_761_232, 129.3115),
+    "conv2former_l": (196_298_176, 293.6488),
+}
+"""The backbone alone, counted on the published code: parameters, and GMACs at 640 px."""
 
 
 def golden(name: str) -> dict[str, Any]:

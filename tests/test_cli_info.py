@@ -223,11 +223,11 @@ def test_published_weights_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["repvit_m09"], "Unknown variant 'repvit_m09' of RepViT. Did you mean 'm0_9'.*yolov5_repvit.yaml.*\\.pt"),
+        (["repvit_m09"], "Unknown variant 'repvit_m09' of RepViT. Did you mean 'm0_9'.*such as .*\\.yaml.*\\.pt"),
         (["resnet50"], "Unknown backbone 'resnet50'.*Allowed: edgevit_xxs"),
         (["best.pt"], "There is no file best.pt"),
         (["runs/best"], "There is no file runs/best"),
-        (["nowhere.yaml"], "no model YAML nowhere.yaml.*yolov5_edgevit.yaml"),
+        (["nowhere.yaml"], "no model YAML nowhere.yaml.*such as .*.yaml"),
         (["yolov5x_edgevit.yaml"], "asks for scale 'x', but it has the scales n, s, m"),
         (["yolov5_repvit.yaml", "-s", "q"], "no scale 'q'"),
         (["repvit_m0_6", "-s", "n"], "--scale n is for model YAMLs; repvit_m0_6 is none"),

@@ -15,7 +15,7 @@ README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("READM
 RUNNABLE = re.compile(r"^<!-- runnable -->\n```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = RUNNABLE.findall(README)
 WRITES = {
-    "yolo train": ["runs/detect/train/weights/best.pt", "runs/detect/train/weights/best.onnx"],
+    "yolo train": ["first/weights/best.pt", "first/weights/best.onnx"],
     "lightbackbones new": ["my.yaml", "compare.png"],
 }
 """What a block must leave behind, by a command that is in it."""
@@ -36,7 +36,7 @@ def test_runnable_blocks_run_as_printed_from_any_folder(block: str, tmp_path: Pa
     (folder := tmp_path / "anywhere").mkdir()
     environment = {**os.environ, "PATH": path, "YOLO_CONFIG_DIR": str(settings), "MPLBACKEND": "Agg"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
+        ["bash", "-euo", "pipefail", "-c", f"yolo settings datasets_dir='{tmp_path}/datasets'\n{block}"],
         cwd=folder,
         env=environment,
         capture_output=True,
