@@ -3,9 +3,9 @@
     python benchmarks/learning.py --data bccd=bccd.yaml digits --scales n s --seeds 0 1 2
 
 Every run is `yolo train cfg=RECIPE model=... data=... seed=...` in a process of its own, then `yolo val split=test` of
-its best.pt. Results are added to docs/accuracy.json as they come, and runs that are there are not repeated, so that the
-command can be interrupted and given again; `--jobs 2` runs two at a time. At the end, or with `--report` alone,
-docs/accuracy.md gets the tables and docs/accuracy-DATA.png the learning curves.
+its best.pt. Results are added to docs/accuracy.json as they come, and runs that are there with the recipe's present
+settings are not repeated, so that the command can be interrupted and given again; `--jobs 2` runs two at a time. At the
+end, or with `--report` alone, docs/accuracy.md gets the tables and docs/accuracy-DATA.png the learning curves.
 
 BCCD: github.com/Shenggan/BCCD_Dataset with its own splits, as a YOLO data set. digits: drawn here, 800 images to train
 on, 200 to validate with and 200 to test on.
@@ -26,6 +26,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "accuracy.json"
@@ -51,6 +53,12 @@ def recipe_of(model: str) -> str:
     return "yolov5_scratch.yaml" if model == "stock" else f"{model}_scratch.yaml"
 
 
+def settings_of(row: Row) -> dict[str, Any]:
+    """What a run is given: the recipe, the size of the data set's runs, the seed, and what is tried instead."""
+    recipe: dict[str, Any] = yaml.safe_load((ROOT / "cfg" / "recipes" / recipe_of(row["model"])).read_text())
+    return {**recipe, **SIZES[row["data"]], "seed": row["seed"], **row.get("trial", {})}
+
+
 # --- one run, in a process of its own ---------------------------------------------------------------------------------
 
 
@@ -58,12 +66,11 @@ def train(row: Row, data: str, folder: str) -> Row:
     """Train and test one detector; returns the row with its results."""
     import torch
     from ultralytics import YOLO
-    from ultralytics.utils import YAML
     from ultralytics.utils.torch_utils import get_flops
 
-    recipe = YAML.load(ROOT / "cfg" / "recipes" / recipe_of(row["model"]))
-    settings = {**recipe, **SIZES[row["data"]], "seed": row["seed"]}
-    name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}"
+    settings = settings_of(row)
+    tried = "".join(f"-{name}-{value}" for name, value in row.get("trial", {}).items())
+    name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}{tried}"
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True}
     detector = YOLO(yaml_of(row["model"], row["scale"]))
     began = time.perf_counter()
@@ -105,13 +112,18 @@ def run_apart(row: Row, data: str, folder: Path) -> Row | None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def key(row: Row) -> tuple[str, str, str, int]:
-    return row["data"], row["scale"], row["model"], row["seed"]
+def key(row: Row) -> tuple[str, str, str, int, str]:
+    return row["data"], row["scale"], row["model"], row["seed"], trial_of(row)
+
+
+def trial_of(row: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items())
 
 
 def load() -> list[Row]:
+    """The results of runs with the present settings; those of others are left to the history of the file."""
     rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    return rows
+    return [row for row in rows if row["settings"] == settings_of(row)]
 
 
 def spread(values: Iterable[float]) -> str:
@@ -157,6 +169,21 @@ def tables(rows: list[Row]) -> str:
     return "\n".join(parts)
 
 
+def trials(rows: list[Row]) -> str:
+    """What was tried instead of a recipe's own setting, beside what the recipe gives with the same seeds."""
+    lines = ["| data | model | tried | seeds | mAP50 | mAP50-95 | with the recipe |", "|---|---|---|---|---|---|---|"]
+    for data, scale, model, tried in dict.fromkeys((r["data"], r["scale"], r["model"], trial_of(r)) for r in rows):
+        same = [r for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, model)]
+        found = {r["seed"]: r for r in same if trial_of(r) == tried}
+        recipe = [r["map"] for r in same if not trial_of(r) and r["seed"] in found]
+        if tried:
+            figures = [spread(r[name] for r in found.values()) for name in ("map50", "map")]
+            beside = spread(recipe) if len(recipe) == len(found) else ""
+            cells = [data, yaml_of(model, scale).removesuffix(".yaml"), tried, len(found), *figures, beside]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "### Tried\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+
+
 def draw(rows: list[Row]) -> list[Path]:
     """The learning curves of each data set, mean over the seeds, as small pictures."""
     import matplotlib
@@ -186,13 +213,14 @@ def draw(rows: list[Row]) -> list[Path]:
 
 
 def report() -> None:
-    rows = load()
+    every = load()
+    rows = [row for row in every if not trial_of(row)]
     pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(rows))
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter. {rows[0]['machine']}, torch "
         f"{rows[0]['torch']}.\nImages per second are of training with validation, with other programs running.\n\n"
-        f"{tables(rows)}\n{pictures}"
+        f"{tables(rows)}\n{pictures}\n\n{trials(every)}"
     )
     before, after = "# Accuracy\n\n", "\n"
     if PAGE.is_file() and BEGIN in (page := PAGE.read_text()):
@@ -226,6 +254,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for the runs themselves")
+    parser.add_argument(
+        "--trial", nargs="*", default=[], metavar="NAME=NUMBER", help="instead of the recipe's: lr0=0.002"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="write the page from the results that are there")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -236,12 +267,16 @@ def main() -> None:
     if not arguments.report:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         rows = load()
-        wanted = []
+        trial = {name: float(value) for name, _, value in (entry.partition("=") for entry in arguments.trial)}
+        wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")
             data = data_yaml(name, given, arguments.folder.absolute())
             wanted += [
-                ({"data": name, "scale": scale, "model": model, "seed": seed}, data)
+                (
+                    {"data": name, "scale": scale, "model": model, "seed": seed, **({"trial": trial} if trial else {})},
+                    data,
+                )
                 for seed in arguments.seeds
                 for scale in arguments.scales
                 for model in arguments.models
