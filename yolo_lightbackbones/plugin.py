@@ -207,11 +207,11 @@ def _get_flops(original: Callable[..., float]) -> Callable[..., float]:
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
         if not _has_ours(model):
             return original(model, imgsz, *args, **kwargs)
-        height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
-        shape = (1, next(model.parameters()).shape[1], height, width)
         try:
+            height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
+            shape = (1, next(model.parameters()).shape[1], height, width)
             return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
-        except (RuntimeError, ValueError):  # a size that does not fit; an unknown layer that needs values
+        except Exception:  # as in Ultralytics' own: a line of the summary must not end a training
             return original(model, imgsz, *args, **kwargs)
 
     return get_flops
