@@ -248,7 +248,9 @@ def test_a_frozen_backbone_stays_and_the_rest_learns(run: Run, converted: Path, 
     assert int(changed[1]) > 100
     assert int(changed[2]) > 50
     # what the script says of itself, seen in the file: EdgeViT-XXS has 3,778,128 parameters
-    trainable, total = re.search(r"Trainable: ([\d,]+) of ([\d,]+)", out).groups()  # type: ignore[union-attr]
+    counted = re.search(r"Trainable: ([\d,]+) of ([\d,]+)", out)
+    assert counted
+    trainable, total = counted.groups()
     numbers = [int(number.replace(",", "")) for number in (trainable, total)]
     assert numbers[1] - numbers[0] == 3_778_128 + 16, "the backbone, and the 16 bin numbers that never learn"
     before = torch.load(converted, weights_only=False)["model"].model[0].state_dict()
