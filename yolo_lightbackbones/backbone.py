@@ -124,9 +124,12 @@ class Backbone(fusion.Fusible):
         taps: which stage outputs to return, shallow to deep; stages behind the last of them are not built.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
+        residual_scale: what the weights that scale whole residual branches start at (RepViT's last norm of a channel
+            mixer, Conv2Former's layer scales); None: as published, 0 and 1e-6. Weights that are loaded replace it.
 
     Raises:
-        ValueError: for an unknown variant, tap, input norm or a drop path rate outside 0..1.
+        ValueError: for an unknown variant, tap, input norm, a drop path rate outside 0..1, a residual scale that is no
+            finite number from 0 on, or any in a family without such weights.
     """
 
     family: ClassVar[str]
@@ -134,16 +137,20 @@ class Backbone(fusion.Fusible):
     variants: ClassVar[Mapping[str, Any]]
     """Short variant name -> config."""
     input_convention: ClassVar[InputConvention] = InputConvention()
+    row_residual_scale: ClassVar[float | None] = None
+    """The `residual_scale` of a backbone row in a model YAML that gives none. RepViT's is 1: with the published 0, a
+    detector that starts from scratch learns late, see docs/accuracy.md."""
     size_divisibility: int = 32
     """Height and width of the image must be multiples of this."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - Ultralytics' parser passes a row's arguments by position
         self,
         variant: Any,
         in_channels: int = 3,
         taps: Sequence[str] = TAPS,
         drop_path_rate: float | None = None,
         input_norm: InputNormMode = "auto",
+        residual_scale: float | None = None,
     ) -> None:
         super().__init__()
         config = self.variants[self.resolve_variant(variant)] if isinstance(variant, str) else variant
@@ -158,6 +165,9 @@ class Backbone(fusion.Fusible):
         # Registered before the stages: Ultralytics reads the number of image channels off the first parameter it finds.
         self.stem = self.build_stem(config, in_channels)
         self.stages = nn.ModuleList(self._needed_stages(tuple(taps), self.build_stages(config, rate)))
+
+        if residual_scale is not None:
+            self._reset_residual_scales(residual_scale)
 
         outputs = {_level(stage): stage for stage in self._stages()}
         self.taps = tuple(taps)
@@ -212,6 +222,15 @@ class Backbone(fusion.Fusible):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}.")
         return short
+
+    def _reset_residual_scales(self, value: float) -> None:
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"residual_scale is {value}; it must be a finite number, at least 0.")
+        if not layers.set_residual_scales(self, value):
+            raise ValueError(
+                f"residual_scale is {value}, but {type(self).__name__} has no weights that scale a residual branch; "
+                "leave it out."
+            )
 
     def _stages(self) -> Iterator[Stage]:
         return (cast(Stage, stage) for stage in self.stages)

@@ -61,6 +61,10 @@ def _scale(default: float) -> Option:
     return Option(default, allowed, lambda value: _is_number(value) and 0 < value < math.inf)
 
 
+def _start(default: float) -> Option:
+    return Option(default, "a number, at least 0", lambda value: _is_number(value) and 0 <= value < math.inf)
+
+
 def _switch(default: bool) -> Option:
     return Option(default, "true or false", lambda value: isinstance(value, bool))
 
@@ -128,17 +132,22 @@ class RepViTBlocks(BlockRow):
     """RepViT's blocks.
 
     `squeeze` gives every other block, from the first on, squeeze-and-excitation, as in all published variants.
+    `residual_scale` is what the last norm of each channel mixer starts at; 0 in the published backbones, see
+    `Backbone.row_residual_scale`.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
         "squeeze": _switch(True),
         "mlp_ratio": _whole(2),
         "drop_path": _share(0.0),
+        "residual_scale": _start(1.0),
     }
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> RepViTBlock:
         squeeze = options["squeeze"] and index % 2 == 0
-        return RepViTBlock(dim, squeeze, options["mlp_ratio"], options["drop_path"])
+        block = RepViTBlock(dim, squeeze, options["mlp_ratio"], options["drop_path"])
+        layers.set_residual_scales(block, options["residual_scale"])
+        return block
 
 
 class LGLBlocks(BlockRow):

@@ -65,6 +65,19 @@ def no_weight_decay(module: nn.Module) -> set[str]:
     }
 
 
+def set_residual_scales(module: nn.Module, value: float) -> int:
+    """Fill the weights in `module` that scale a whole residual branch; return how many there are, one (dim,) a branch.
+
+    Every module lists its own in the class attribute `residual_scale_names`.
+    """
+    scales = [
+        child.get_parameter(name) for child in module.modules() for name in getattr(child, "residual_scale_names", ())
+    ]
+    for scale in scales:
+        nn.init.constant_(scale, value)
+    return len(scales)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch for a whole sample with `rate`."""
 

@@ -177,7 +177,7 @@ class Mlp(fusion.Fusible):
 class Conv2FormerBlock(fusion.Fusible):
     """Convolutional modulation and MLP, each a residual behind a layer scale: (B, dim, H, W) -> the same."""
 
-    no_weight_decay_names = ("layer_scale1", "layer_scale2")
+    no_weight_decay_names = residual_scale_names = ("layer_scale1", "layer_scale2")
     layer_scale1: nn.Parameter | None
     layer_scale2: nn.Parameter | None
 

@@ -114,13 +114,15 @@ class SqueezeExcite(nn.Module):
 class ChannelMixer(nn.Module):
     """1x1 convolution, GELU, 1x1 convolution as a residual that starts as the identity: (B, dim, H, W) -> the same."""
 
+    residual_scale_names = ("conv2.norm.weight",)
+
     def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
         self.conv1 = ConvNorm(dim, dim * mlp_ratio)
         self.act = nn.GELU()
         self.conv2 = ConvNorm(dim * mlp_ratio, dim)
         self.drop_path = DropPath(drop_path)
-        nn.init.zeros_(self.conv2.norm.weight)
+        nn.init.zeros_(self.conv2.norm.weight)  # as published; see `Backbone.residual_scale`
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.drop_path(self.conv2(self.act(self.conv1(x))))
@@ -164,6 +166,7 @@ class RepViT(Backbone):
     family = "repvit"
     variants = VARIANTS
     input_convention = IMAGENET
+    row_residual_scale = 1.0
 
     def build_stem(self, config: RepViTConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])
