@@ -282,6 +282,7 @@ def main() -> None:
                 for model in arguments.models
             ]
         wanted = [(row, data) for row, data in wanted if key(row) not in {key(found) for found in rows}]
+        wanted.sort(key=lambda entry: entry[0]["seed"])  # whole rounds first, in case of an interruption
         with ThreadPoolExecutor(arguments.jobs) as pool:
             runs = [pool.submit(run_apart, row, data, arguments.folder.absolute()) for row, data in wanted]
             for run in runs:
