@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, layers
 from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
 from yolo_lightbackbones.layers import DropPath
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones
@@ -248,6 +248,22 @@ class FamilyContract:
     def test_wrong_drop_path_rate(self, rate: float) -> None:
         with pytest.raises(ValueError, match=f"drop_path_rate is {rate}"):
             self.build(drop_path_rate=rate)
+
+    def test_residual_scale(self) -> None:
+        name = f"{self.family}_{self.smallest}"
+        if not layers.set_residual_scales(create_backbone(name), 1.0):
+            with pytest.raises(ValueError, match=r"residual_scale is 1\.0, but .* leave it out"):
+                create_backbone(name, residual_scale=1.0)
+            return
+        torch.manual_seed(0)
+        published = dict(create_backbone(name).named_parameters())
+        torch.manual_seed(0)
+        changed = dict(create_backbone(name, residual_scale=0.5).named_parameters())
+        differ = {key for key, value in changed.items() if not torch.equal(value, published[key])}
+        assert differ, "nothing was set"
+        assert all(changed[key].ndim == 1 and (changed[key] == 0.5).all() for key in differ)
+        with pytest.raises(ValueError, match="residual_scale is nan; it must be a finite number"):
+            create_backbone(name, residual_scale=float("nan"))
 
     def test_wrong_input_norm(self) -> None:
         with pytest.raises(ValueError, match="input_norm is 'imagenet'; it must be one of auto, none"):

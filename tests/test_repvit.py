@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.backbones.repvit import ChannelMixer, RepDepthwise, RepViT, RepViTConfig, SqueezeExcite
+from yolo_lightbackbones.blocks import RepViTBlocks
 
 
 class TestRepViT(FamilyContract):
@@ -63,6 +64,15 @@ def test_channel_mixers_start_as_the_identity() -> None:
     mixer = ChannelMixer(8, mlp_ratio=2, drop_path=0.0).eval()
     x = torch.rand(1, 8, 4, 5)
     torch.testing.assert_close(mixer(x), x, rtol=0, atol=0)
+
+
+def test_channel_mixers_of_rows_start_open() -> None:
+    # the published 0 makes detectors learn late that start from scratch, see docs/accuracy.md
+    built = RepViTBlocks(8, 8, 2)
+    assert [(block.channel_mixer.conv2.norm.weight == 1).all().item() for block in built.blocks] == [True, True]
+    closed = RepViTBlocks(8, 8, 1, {"residual_scale": 0})
+    assert not closed.blocks[0].channel_mixer.conv2.norm.weight.any()
+    assert RepViT.row_residual_scale == 1.0
 
 
 @pytest.mark.parametrize(("dim", "hidden"), [(40, 8), (48, 16), (56, 16), (96, 24), (112, 32), (448, 112)])
