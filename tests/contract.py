@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_lightbackbones import fusion, layers
+from yolo_lightbackbones import fusion
 from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
 from yolo_lightbackbones.layers import DropPath
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones
@@ -249,21 +249,20 @@ class FamilyContract:
         with pytest.raises(ValueError, match=f"drop_path_rate is {rate}"):
             self.build(drop_path_rate=rate)
 
-    def test_residual_scale(self) -> None:
+    def test_init(self) -> None:
         name = f"{self.family}_{self.smallest}"
-        if not layers.set_residual_scales(create_backbone(name), 1.0):
-            with pytest.raises(ValueError, match=r"residual_scale is 1\.0, but .* leave it out"):
-                create_backbone(name, residual_scale=1.0)
-            return
         torch.manual_seed(0)
         published = dict(create_backbone(name).named_parameters())
         torch.manual_seed(0)
-        changed = dict(create_backbone(name, residual_scale=0.5).named_parameters())
+        changed = dict(create_backbone(name, init="torch").named_parameters())
+        assert list(changed) == list(published)
         differ = {key for key, value in changed.items() if not torch.equal(value, published[key])}
-        assert differ, "nothing was set"
-        assert all(changed[key].ndim == 1 and (changed[key] == 0.5).all() for key in differ)
-        with pytest.raises(ValueError, match="residual_scale is nan; it must be a finite number"):
-            create_backbone(name, residual_scale=float("nan"))
+        assert bool(differ) == (self.family != "parcnet"), "ParC-Net is published with PyTorch's own"
+        for key in (key for key in differ if changed[key].ndim > 1):  # uniform within 1 / sqrt(fan in)
+            deviation = (changed[key].numel() / len(changed[key]) * 3) ** -0.5
+            assert changed[key].detach().std().item() == pytest.approx(deviation, rel=0.15), key
+        with pytest.raises(ValueError, match="init is 'zeros'; it must be one of published, torch"):
+            create_backbone(name, init="zeros")  # type: ignore[arg-type]
 
     def test_wrong_input_norm(self) -> None:
         with pytest.raises(ValueError, match="input_norm is 'imagenet'; it must be one of auto, none"):

@@ -80,13 +80,14 @@ def test_options_and_image_channels_reach_the_backbone() -> None:
 @pytest.mark.parametrize(
     ("row", "start"),
     [
-        ("RepViT, [m0_9]", [1.0]),
-        ("RepViT, [m0_9, {residual_scale: 0}]", [0]),
-        ("Conv2Former, [n]", []),
-        ("Conv2Former, [n, {residual_scale: 0.1}]", [0.1]),
+        ("RepViT, [m0_9]", ["torch"]),
+        ("RepViT, [m0_9, {init: published}]", []),
+        ("Conv2Former, [n]", ["torch"]),
+        ("EdgeViT, [xs]", []),
+        ("EdgeViT, [xs, {init: torch}]", ["torch"]),
     ],
 )
-def test_what_residual_branches_start_with(row: str, start: list[float]) -> None:
+def test_how_random_weights_are_drawn(row: str, start: list[str]) -> None:
     assert translate(model(row0=f"[-1, 1, {row}]"))["backbone"][0][3][3:] == [None, "auto", *start]
 
 
@@ -118,9 +119,7 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
         ({"row0": "[-1, 1, EdgeViT, [xxs, {}, 3]]"}, r"row 0.*3 arguments"),
         ({"row0": "[-1, 1, EdgeViT, [{drop_path_rate: 0.1}]]"}, r"row 0.*'drop_path_rate' is an option; the variant comes first"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_rate: 0.1}]]"}, r"row 0.*unknown option 'drop_rate'. Allowed: drop_path_rate, input_norm"),
-        ({"row0": "[-1, 1, EdgeViT, [xxs, {residual_scale: 1}]]"}, r"my\.yaml, row 0.*residual_scale is 1, but EdgeViT has no weights that scale a residual branch; leave it out"),
-        ({"row0": "[-1, 1, RepViT, [m0_9, {residual_scale: 1e-6}]]"}, r"residual_scale is '1e-6'; it must be a number, at least 0.*with the dot: YAML reads 1e-6 as text"),
-        ({"row0": "[-1, 1, RepViT, [m0_9, {residual_scale: .inf}]]"}, r"residual_scale is inf; it must be a number, at least 0"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {init: random}]]"}, r"row 0.*init is 'random'; it must be one of published, torch"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: high}]]"}, r"row 0.*drop_path_rate is 'high'; it must be a number"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: true}]]"}, r"drop_path_rate is True; it must be a number"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: 1.0}]]"}, r"drop_path_rate is 1\.0; .* at least 0 and below 1"),
@@ -204,7 +203,7 @@ def test_models_with_rows_of_blocks_are_told_from_others() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("[-1, 1, RepViTBlock, []]", r"my\.yaml, row 4 \[-1, 1, RepViTBlock, \[\]\]: 0 arguments; RepViTBlock takes its output channels and then at most one mapping of options \(squeeze, mlp_ratio, drop_path, residual_scale\), for example \[256\]"),
+        ("[-1, 1, RepViTBlock, []]", r"my\.yaml, row 4 \[-1, 1, RepViTBlock, \[\]\]: 0 arguments; RepViTBlock takes its output channels and then at most one mapping of options \(squeeze, mlp_ratio, drop_path\), for example \[256\]"),
         ("[-1, 1, RepViTBlock, [256, {}, 3]]", r"row 4.*3 arguments; RepViTBlock takes"),
         ("[-1, 1, RepViTBlock, [nc]]", r"row 4.*the output channels are 'nc'; they must be a whole number, at least 1"),
         ("[-1, 1, RepViTBlock, [{mlp_ratio: 2}]]", r"row 4.*the output channels are {'mlp_ratio': 2}; they must be a whole number"),
@@ -227,7 +226,6 @@ def test_models_with_rows_of_blocks_are_told_from_others() -> None:
         ("[-1, 1, RepViTBlock, [256, {mlp_ratio: n}]]", r"mlp_ratio is 'n'; it must be a whole number, at least 1"),
         ("[-1, 1, RepViTBlock, [256, {drop_path: 1}]]", r"drop_path is 1; it must be a number, at least 0 and below 1"),
         ("[-1, 1, RepViTBlock, [256, {drop_path: .nan}]]", r"drop_path is nan; it must be a number, at least 0"),
-        ("[-1, 1, RepViTBlock, [256, {residual_scale: -1}]]", r"residual_scale is -1; it must be a number, at least 0"),
         ("[-1, 1, LGLBlock, [256, {sr_ratio: 0}]]", r"sr_ratio is 0; it must be a whole number, at least 1"),
         ("[-1, 1, LGLBlock, [256, {sr_ratio: 1.5}]]", r"sr_ratio is 1\.5; it must be a whole number"),
         ("[-1, 1, LGLBlock, [256, {num_heads: 4}]]", r"unknown option 'num_heads'.*Allowed: sr_ratio, head_dim, mlp_ratio, drop_path"),

@@ -25,6 +25,9 @@ TAPS = ("P2", "P3", "P4", "P5")
 InputNormMode = Literal["auto", "none"]
 INPUT_NORM_MODES: tuple[InputNormMode, ...] = ("auto", "none")
 
+InitMode = Literal["published", "torch"]
+INIT_MODES: tuple[InitMode, ...] = ("published", "torch")
+
 
 @dataclass(frozen=True)
 class InputConvention:
@@ -124,12 +127,10 @@ class Backbone(fusion.Fusible):
         taps: which stage outputs to return, shallow to deep; stages behind the last of them are not built.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
-        residual_scale: what the weights that scale whole residual branches start at (RepViT's last norm of a channel
-            mixer, Conv2Former's layer scales); None: as published, 0 and 1e-6. Weights that are loaded replace it.
+        init: what the random weights are: `"published"`, or `"torch"` for PyTorch's own wherever that is another.
 
     Raises:
-        ValueError: for an unknown variant, tap, input norm, a drop path rate outside 0..1, a residual scale that is no
-            finite number from 0 on, or any in a family without such weights.
+        ValueError: for an unknown variant, tap, input norm, init or a drop path rate outside 0..1.
     """
 
     family: ClassVar[str]
@@ -137,9 +138,9 @@ class Backbone(fusion.Fusible):
     variants: ClassVar[Mapping[str, Any]]
     """Short variant name -> config."""
     input_convention: ClassVar[InputConvention] = InputConvention()
-    row_residual_scale: ClassVar[float | None] = None
-    """The `residual_scale` of a backbone row in a model YAML that gives none. RepViT's is 1: with the published 0, a
-    detector that starts from scratch learns late, see docs/accuracy.md."""
+    row_init: ClassVar[InitMode] = "published"
+    """The `init` of a backbone row in a model YAML that gives none: which of them a detector learns faster with from
+    scratch, see docs/accuracy.md."""
     size_divisibility: int = 32
     """Height and width of the image must be multiples of this."""
 
@@ -150,7 +151,7 @@ class Backbone(fusion.Fusible):
         taps: Sequence[str] = TAPS,
         drop_path_rate: float | None = None,
         input_norm: InputNormMode = "auto",
-        residual_scale: float | None = None,
+        init: InitMode = "published",
     ) -> None:
         super().__init__()
         config = self.variants[self.resolve_variant(variant)] if isinstance(variant, str) else variant
@@ -159,6 +160,8 @@ class Backbone(fusion.Fusible):
             raise ValueError(f"drop_path_rate is {rate}; it must be at least 0 and below 1.")
         if input_norm not in INPUT_NORM_MODES:
             raise ValueError(f"input_norm is {input_norm!r}; it must be one of {', '.join(INPUT_NORM_MODES)}.")
+        if init not in INIT_MODES:
+            raise ValueError(f"init is {init!r}; it must be one of {', '.join(INIT_MODES)}.")
 
         normalised = input_norm == "auto" and in_channels == 3 and self.input_convention != InputConvention()
         self.input_norm: nn.Module = InputNorm(self.input_convention) if normalised else nn.Identity()
@@ -166,8 +169,8 @@ class Backbone(fusion.Fusible):
         self.stem = self.build_stem(config, in_channels)
         self.stages = nn.ModuleList(self._needed_stages(tuple(taps), self.build_stages(config, rate)))
 
-        if residual_scale is not None:
-            self._reset_residual_scales(residual_scale)
+        if init == "torch":
+            layers.init_as_torch(self)
 
         outputs = {_level(stage): stage for stage in self._stages()}
         self.taps = tuple(taps)
@@ -222,15 +225,6 @@ class Backbone(fusion.Fusible):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}.")
         return short
-
-    def _reset_residual_scales(self, value: float) -> None:
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"residual_scale is {value}; it must be a finite number, at least 0.")
-        if not layers.set_residual_scales(self, value):
-            raise ValueError(
-                f"residual_scale is {value}, but {type(self).__name__} has no weights that scale a residual branch; "
-                "leave it out."
-            )
 
     def _stages(self) -> Iterator[Stage]:
         return (cast(Stage, stage) for stage in self.stages)

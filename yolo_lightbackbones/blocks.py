@@ -61,10 +61,6 @@ def _scale(default: float) -> Option:
     return Option(default, allowed, lambda value: _is_number(value) and 0 < value < math.inf)
 
 
-def _start(default: float) -> Option:
-    return Option(default, "a number, at least 0", lambda value: _is_number(value) and 0 <= value < math.inf)
-
-
 def _switch(default: bool) -> Option:
     return Option(default, "true or false", lambda value: isinstance(value, bool))
 
@@ -98,6 +94,7 @@ class BlockRow(nn.Module):
         same = in_channels == out_channels
         self.project: nn.Module = nn.Identity() if same else layers.ConvNorm(in_channels, out_channels)
         self.blocks = nn.Sequential(*(self.build_block(out_channels, i, chosen) for i in range(repeats)))
+        layers.init_as_torch(self.blocks)  # no weights are published for a row
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> nn.Module:
         """The block with this index in its row: (B, dim, H, W) -> the same."""
@@ -132,22 +129,17 @@ class RepViTBlocks(BlockRow):
     """RepViT's blocks.
 
     `squeeze` gives every other block, from the first on, squeeze-and-excitation, as in all published variants.
-    `residual_scale` is what the last norm of each channel mixer starts at; 0 in the published backbones, see
-    `Backbone.row_residual_scale`.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
         "squeeze": _switch(True),
         "mlp_ratio": _whole(2),
         "drop_path": _share(0.0),
-        "residual_scale": _start(1.0),
     }
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> RepViTBlock:
         squeeze = options["squeeze"] and index % 2 == 0
-        block = RepViTBlock(dim, squeeze, options["mlp_ratio"], options["drop_path"])
-        layers.set_residual_scales(block, options["residual_scale"])
-        return block
+        return RepViTBlock(dim, squeeze, options["mlp_ratio"], options["drop_path"])
 
 
 class LGLBlocks(BlockRow):

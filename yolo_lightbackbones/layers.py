@@ -65,17 +65,14 @@ def no_weight_decay(module: nn.Module) -> set[str]:
     }
 
 
-def set_residual_scales(module: nn.Module, value: float) -> int:
-    """Fill the weights in `module` that scale a whole residual branch; return how many there are, one (dim,) a branch.
+def init_as_torch(module: nn.Module) -> None:
+    """Let everything in `module` whose published initialisation is one of its own start as PyTorch's layers do.
 
-    Every module lists its own in the class attribute `residual_scale_names`.
+    Such a module has a method `init_as_torch`, which sets its own weights, not those of children that have one.
     """
-    scales = [
-        child.get_parameter(name) for child in module.modules() for name in getattr(child, "residual_scale_names", ())
-    ]
-    for scale in scales:
-        nn.init.constant_(scale, value)
-    return len(scales)
+    for child in module.modules():
+        if (method := getattr(child, "init_as_torch", None)) is not None:
+            method()
 
 
 class DropPath(nn.Module):

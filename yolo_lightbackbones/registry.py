@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
+from yolo_lightbackbones.backbone import TAPS, Backbone, InitMode, InputNormMode
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
@@ -68,7 +68,7 @@ def create_backbone(
     taps: Sequence[str] = TAPS,
     drop_path_rate: float | None = None,
     input_norm: InputNormMode = "auto",
-    residual_scale: float | None = None,
+    init: InitMode = "published",
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
@@ -80,7 +80,7 @@ def create_backbone(
     wanted = name.strip().lower().replace(".", "_")
     for cls in families().values():
         if wanted.startswith(f"{cls.family}_"):
-            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, residual_scale)
+            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, init)
     names = list_backbones()
     raise ValueError(f"Unknown backbone {name!r}.{_hint(wanted, names)} Allowed: {', '.join(names)}.")
 

@@ -16,19 +16,18 @@ parser leaves what is in a mapping alone.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from yolo_lightbackbones.backbone import INPUT_NORM_MODES, TAPS, Backbone
+from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAPS, Backbone
 from yolo_lightbackbones.blocks import BlockRow
 
 TAP = "Tap"
 INDEX = "Index"
-OPTIONS = ("drop_path_rate", "input_norm", "residual_scale")
+OPTIONS = ("drop_path_rate", "input_norm", "init")
 
 
 class ConfigError(ValueError):
@@ -95,8 +94,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
     variant, options = _backbone_args(backbone, family, config)
-    options = {"drop_path_rate": None, "input_norm": "auto", "residual_scale": family.row_residual_scale} | options
-    taps, channels = _offered_taps(backbone, family, variant, in_channels, options)
+    taps, channels = _offered_taps(family, variant, in_channels)
 
     positions = {row.number: _tap_position(row, backbone, taps, channels) for row in rows[1:]}
     used = [position for position in positions.values() if position is not None]
@@ -109,8 +107,8 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     for row in rows:
         position = positions.get(row.number)
         if row is backbone:
-            args = [variant, in_channels, needed, options["drop_path_rate"], options["input_norm"]]
-            args += [options["residual_scale"]] if options["residual_scale"] is not None else []
+            args = [variant, in_channels, needed, options.get("drop_path_rate"), options.get("input_norm", "auto")]
+            args += [init] if (init := options.get("init", family.row_init)) != "published" else []
             translated.append([row.source, row.repeats, row.module, args])
         elif position is not None:
             translated.append([row.source, row.repeats, INDEX, [channels[position], position]])
@@ -217,16 +215,13 @@ def _options(row: Row) -> dict[str, Any]:
     for name, value in options.items():
         if name not in OPTIONS:
             raise row.error(f"unknown option {name!r}. Allowed: {', '.join(OPTIONS)}.")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name == "drop_path_rate" and not (number and 0 <= value < 1):
+        if name == "drop_path_rate" and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1
+        ):
             raise row.error(f"drop_path_rate is {value!r}; it must be a number, at least 0 and below 1.")
-        if name == "residual_scale" and not (number and 0 <= value < math.inf):
-            raise row.error(
-                f"residual_scale is {value!r}; it must be a number, at least 0, such as 1 or 1.0e-6 "
-                "(with the dot: YAML reads 1e-6 as text)."
-            )
-        if name == "input_norm" and value not in INPUT_NORM_MODES:
-            raise row.error(f"input_norm is {value!r}; it must be one of {', '.join(INPUT_NORM_MODES)}.")
+        allowed = {"input_norm": INPUT_NORM_MODES, "init": INIT_MODES}.get(name, (value,))
+        if value not in allowed:
+            raise row.error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
     return dict(options)
 
 
@@ -259,15 +254,10 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(
-    row: Row, family: type[Backbone], variant: str, in_channels: int, options: Mapping[str, Any]
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _offered_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """All taps of a variant and their channels, from the backbone itself, built without memory."""
-    try:
-        with torch.device("meta"):
-            backbone = family(variant, in_channels, TAPS, **options)
-    except ValueError as error:  # an option that this family does not have
-        raise row.error(str(error)) from None
+    with torch.device("meta"):
+        backbone = family(variant, in_channels, TAPS)
     return backbone.taps, backbone.out_channels
 
 

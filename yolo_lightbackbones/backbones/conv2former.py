@@ -75,6 +75,9 @@ class Conv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def init_as_torch(self) -> None:
+        super().reset_parameters()
+
 
 class Stem(fusion.Fusible):
     """Three convolutions instead of patches (paper, section 3.1): (B, C, H, W) -> (B, dim, H / 4, W / 4)."""
@@ -177,7 +180,7 @@ class Mlp(fusion.Fusible):
 class Conv2FormerBlock(fusion.Fusible):
     """Convolutional modulation and MLP, each a residual behind a layer scale: (B, dim, H, W) -> the same."""
 
-    no_weight_decay_names = residual_scale_names = ("layer_scale1", "layer_scale2")
+    no_weight_decay_names = ("layer_scale1", "layer_scale2")
     layer_scale1: nn.Parameter | None
     layer_scale2: nn.Parameter | None
 
@@ -224,6 +227,7 @@ class Conv2Former(Backbone):
     family = "conv2former"
     variants = VARIANTS
     input_convention = IMAGENET
+    row_init = "torch"
 
     def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])

@@ -174,6 +174,10 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
         self.proj = nn.Conv2d(dim, dim, 1)
         _linear_init(self.qkv, self.proj)
 
+    def init_as_torch(self) -> None:
+        for layer in (self.qkv, self.proj):
+            layer.reset_parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         whole = x
         if self.sampling_rate > 1:
@@ -229,6 +233,10 @@ class GlobalAttention(fusion.Fusible):
         self.mlp = Mlp(dim, mlp_ratio)
         self.drop_path = DropPath(drop_path)
         _linear_init(self.mlp.fc1, self.mlp.fc2)
+
+    def init_as_torch(self) -> None:
+        for layer in (self.mlp.fc1, self.mlp.fc2):
+            layer.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pos_embed(x)

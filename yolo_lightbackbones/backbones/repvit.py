@@ -112,9 +112,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ChannelMixer(nn.Module):
-    """1x1 convolution, GELU, 1x1 convolution as a residual that starts as the identity: (B, dim, H, W) -> the same."""
-
-    residual_scale_names = ("conv2.norm.weight",)
+    """1x1 convolution, GELU, 1x1 convolution as a residual: (B, dim, H, W) -> the same, at first nothing else."""
 
     def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
@@ -122,7 +120,10 @@ class ChannelMixer(nn.Module):
         self.act = nn.GELU()
         self.conv2 = ConvNorm(dim * mlp_ratio, dim)
         self.drop_path = DropPath(drop_path)
-        nn.init.zeros_(self.conv2.norm.weight)  # as published; see `Backbone.residual_scale`
+        nn.init.zeros_(self.conv2.norm.weight)
+
+    def init_as_torch(self) -> None:
+        nn.init.ones_(self.conv2.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.drop_path(self.conv2(self.act(self.conv1(x))))
@@ -166,7 +167,7 @@ class RepViT(Backbone):
     family = "repvit"
     variants = VARIANTS
     input_convention = IMAGENET
-    row_residual_scale = 1.0
+    row_init = "torch"
 
     def build_stem(self, config: RepViTConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])
