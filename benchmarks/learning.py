@@ -41,6 +41,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Beside the recipe. Sized to two CPU cores: small images, few epochs; a mirrored digit is not a digit."""
 BAR = 0.97
+OPTIONS = ("init",)
+"""What can be tried of the backbone row in the model YAML; everything else is an argument of `yolo train`."""
 
 Row = dict[str, Any]
 
@@ -59,6 +61,19 @@ def settings_of(row: Row) -> dict[str, Any]:
     return {**recipe, **SIZES[row["data"]], "seed": row["seed"], **row.get("trial", {})}
 
 
+def model_of(row: Row, folder: Path) -> str:
+    """The model YAML of a run; one of its own where an option of the backbone row is tried."""
+    name = yaml_of(row["model"], row["scale"])
+    options = {option: value for option, value in row.get("trial", {}).items() if option in OPTIONS}
+    if not options:
+        return name
+    config = yaml.safe_load((ROOT / "cfg" / yaml_of(row["model"], "")).read_text())
+    config["backbone"][0][3].append(options)
+    (file := folder / "-".join(map(str, options.values())) / name).parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config))
+    return str(file)
+
+
 # --- one run, in a process of its own ---------------------------------------------------------------------------------
 
 
@@ -72,9 +87,10 @@ def train(row: Row, data: str, folder: str) -> Row:
     tried = "".join(f"-{name}-{value}" for name, value in row.get("trial", {}).items())
     name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}{tried}"
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True}
-    detector = YOLO(yaml_of(row["model"], row["scale"]))
+    detector = YOLO(model := model_of(row, Path(folder)))
+    arguments = {name: value for name, value in settings.items() if name not in OPTIONS}
     began = time.perf_counter()
-    detector.train(data=data, project=folder, name=name, **settings, **quiet)
+    detector.train(data=data, project=folder, name=name, **arguments, **quiet)
     seconds = time.perf_counter() - began
     weights = Path(folder, name, "weights", "best.pt")
     options = {"imgsz": settings["imgsz"], "split": "test", "plots": False, "verbose": False, "workers": 0}
@@ -82,15 +98,15 @@ def train(row: Row, data: str, folder: str) -> Row:
     with (weights.parent.parent / "results.csv").open() as file:
         curve = [float(line["metrics/mAP50-95(B)"]) for line in csv.DictReader(file)]
     images = len(detector.trainer.train_loader.dataset)
-    model = YOLO(yaml_of(row["model"], row["scale"])).model
+    network = YOLO(model).model
     return row | {
         "settings": settings,
         "map50": float(tested.box.map50),
         "map": float(tested.box.map),
         "curve": curve,
         "images_per_second": images * len(curve) / seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "gflops": get_flops(model, 640),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "gflops": get_flops(network, 640),
         "torch": torch.__version__,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
     }
@@ -255,7 +271,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for the runs themselves")
     parser.add_argument(
-        "--trial", nargs="*", default=[], metavar="NAME=NUMBER", help="instead of the recipe's: lr0=0.002"
+        "--trial",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="instead of the recipe's: lr0=0.002, init=published",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="write the page from the results that are there")
@@ -267,7 +287,8 @@ def main() -> None:
     if not arguments.report:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         rows = load()
-        trial = {name: float(value) for name, _, value in (entry.partition("=") for entry in arguments.trial)}
+        pairs = [entry.partition("=")[::2] for entry in arguments.trial]
+        trial = {name: value if name in OPTIONS else float(value) for name, value in pairs}
         wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")
