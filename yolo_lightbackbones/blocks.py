@@ -195,13 +195,13 @@ class ConvModBlocks(BlockRow):
     """Conv2Former's blocks: convolutional modulation and an MLP.
 
     `kernel_size` is that of the modulation (7 as in the smallest published variant, 11 in the others), `layer_scale`
-    what each residual branch is multiplied by at the start; 1e-6 in the published backbones, see `Backbone.row_init`.
+    what each residual branch is multiplied by at the start.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
         "kernel_size": _odd(7),
         "mlp_ratio": _whole(4),
-        "layer_scale": _scale(0.1),
+        "layer_scale": _scale(1e-6),
         "drop_path": _share(0.0),
     }
 

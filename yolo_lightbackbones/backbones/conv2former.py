@@ -229,12 +229,6 @@ class Conv2Former(Backbone):
     input_convention = IMAGENET
     row_init = "torch"
 
-    def init_as_torch(self) -> None:
-        """Layer scales, which PyTorch does not have, start at 0.1 instead of 1e-6."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(Conv2FormerBlock.no_weight_decay_names):
-                nn.init.constant_(parameter, 0.1)
-
     def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])
 
