@@ -157,7 +157,7 @@ def tables(rows: list[Row]) -> str:
     parts = []
     for data, scale in dict.fromkeys((row["data"], row["scale"]) for row in sorted(rows, key=key)):
         own = {m: [r for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, m)] for m in MODELS}
-        stock = statistics.mean(r["map"] for r in own["stock"]) if own["stock"] else None
+        stock = {r["seed"]: r["map"] for r in own["stock"]}
         size = ", ".join(f"{name} {value}" for name, value in SIZES[data].items())
         parts.append(
             f"### {data}, scale {scale} ({size})\n\n"
@@ -167,7 +167,8 @@ def tables(rows: list[Row]) -> str:
         for model, found in own.items():
             if not found:
                 continue
-            ratio = statistics.mean(r["map"] for r in found) / stock if stock else None
+            pairs = [(r["map"], stock[r["seed"]]) for r in found if r["seed"] in stock]  # seeds that both have
+            ratio = sum(mine for mine, _ in pairs) / sum(theirs for _, theirs in pairs) if pairs else None
             share = "" if ratio is None else f"**{ratio:.2f}**" if ratio < BAR else f"{ratio:.2f}"
             cells = [
                 yaml_of(model, scale).removesuffix(".yaml"),
@@ -234,8 +235,9 @@ def report() -> None:
     pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(rows))
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
-        f"in bold where a family is below {BAR} of the stock model of the same letter. {rows[0]['machine']}, torch "
-        f"{rows[0]['torch']}.\nImages per second are of training with validation, with other programs running.\n\n"
+        f"in bold where a family is below {BAR} of the stock model of the same letter with the same seeds.\n"
+        f"{rows[0]['machine']}, torch {rows[0]['torch']}.\n"
+        "Images per second are of training with validation, with other programs running.\n\n"
         f"{tables(rows)}\n{pictures}\n\n{trials(every)}"
     )
     before, after = "# Accuracy\n\n", "\n"
