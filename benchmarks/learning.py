@@ -21,9 +21,9 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,15 @@ def train(row: Row, data: str, folder: str) -> Row:
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True}
     detector = YOLO(model := model_of(row, Path(folder)))
     arguments = {name: value for name, value in settings.items() if name not in OPTIONS}
-    began = time.perf_counter()
     detector.train(data=data, project=folder, name=name, **arguments, **quiet)
-    seconds = time.perf_counter() - began
     weights = Path(folder, name, "weights", "best.pt")
     options = {"imgsz": settings["imgsz"], "split": "test", "plots": False, "verbose": False, "workers": 0}
     tested = YOLO(weights).val(data=data, project=folder, name=f"{name}-test", exist_ok=True, **options)
     with (weights.parent.parent / "results.csv").open() as file:
-        curve = [float(line["metrics/mAP50-95(B)"]) for line in csv.DictReader(file)]
+        lines = list(csv.DictReader(file))
+    curve = [float(line["metrics/mAP50-95(B)"]) for line in lines]
+    ends = [0.0, *(float(line["time"]) for line in lines)]
+    seconds = statistics.median(end - start for start, end in pairwise(ends))  # of an epoch; a run may have been paused
     images = len(detector.trainer.train_loader.dataset)
     network = YOLO(model).model
     return row | {
@@ -104,7 +105,7 @@ def train(row: Row, data: str, folder: str) -> Row:
         "map50": float(tested.box.map50),
         "map": float(tested.box.map),
         "curve": curve,
-        "images_per_second": images * len(curve) / seconds,
+        "images_per_second": images / seconds,
         "parameters": sum(p.numel() for p in network.parameters()),
         "gflops": get_flops(network, 640),
         "torch": torch.__version__,
