@@ -112,7 +112,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ChannelMixer(nn.Module):
-    """1x1 convolution, GELU, 1x1 convolution as a residual: (B, dim, H, W) -> the same, at first nothing else."""
+    """1x1 convolution, GELU, 1x1 convolution as a residual: (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, mlp_ratio: int, drop_path: float) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class ChannelMixer(nn.Module):
         self.act = nn.GELU()
         self.conv2 = ConvNorm(dim * mlp_ratio, dim)
         self.drop_path = DropPath(drop_path)
-        nn.init.zeros_(self.conv2.norm.weight)
+        nn.init.zeros_(self.conv2.norm.weight)  # published to start as the identity
 
     def init_as_torch(self) -> None:
         nn.init.ones_(self.conv2.norm.weight)
