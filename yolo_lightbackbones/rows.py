@@ -28,6 +28,7 @@ from yolo_lightbackbones.blocks import BlockRow
 TAP = "Tap"
 INDEX = "Index"
 OPTIONS = ("drop_path_rate", "input_norm", "init")
+MODES: Mapping[str, Collection[str]] = {"input_norm": INPUT_NORM_MODES, "init": INIT_MODES}
 
 
 class ConfigError(ValueError):
@@ -219,9 +220,8 @@ def _options(row: Row) -> dict[str, Any]:
             isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1
         ):
             raise row.error(f"drop_path_rate is {value!r}; it must be a number, at least 0 and below 1.")
-        allowed = {"input_norm": INPUT_NORM_MODES, "init": INIT_MODES}.get(name, (value,))
-        if value not in allowed:
-            raise row.error(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        if name in MODES and value not in MODES[name]:
+            raise row.error(f"{name} is {value!r}; it must be one of {', '.join(MODES[name])}.")
     return dict(options)
 
 
