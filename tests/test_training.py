@@ -106,20 +106,68 @@ def test_saved_states_keep_the_stock_order_and_resume(name: str) -> None:
     resumed = detector("parcnet")
     resumed.load_state_dict(weights)
     again = stock_optimizer(resumed, name)
-    again.load_state_dict(state)
+    again.load_state_dict(copy.deepcopy(state))  # torch keeps the tensors it is given
     training.regroup(again, resumed)
     step(resumed, again, 1)
     for (key, expected), seen in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(seen, expected, rtol=0, atol=0, msg=key)
 
+    # And back into the optimizer that is in use, as Ultralytics does after a loss of NaN.
+    groups, after = membership(optimizer, model), copy.deepcopy(model.state_dict())
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(copy.deepcopy(state))
+    assert membership(optimizer, model) == groups
+    torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+    step(model, optimizer, 1)
+    for key, seen in model.state_dict().items():
+        torch.testing.assert_close(seen, after[key], rtol=0, atol=0, msg=key)
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(stock_optimizer(detector("repvit"), name).state_dict())
 
-@pytest.mark.slow
-def test_a_training_run_is_regrouped_and_resumes(tmp_path: Path) -> None:
+
+def test_groups_are_chosen_by_the_rate_they_start_from() -> None:
+    """Resumed at the first update of a warm-up, when every rate is 0."""
+    model = detector("repvit")
+    optimizer = stock_optimizer(model, "MuSGD")
+    rates = {}
+    for group in optimizer.param_groups:
+        group["initial_lr"], group["lr"] = group["lr"], 0.0
+        rates |= {id(param): group["initial_lr"] for param in group["params"]}
+    assert len(set(rates.values())) > 1, "MuSGD has a higher rate for the head"
+    assert training.regroup(optimizer, model) > 0
+    for group in optimizer.param_groups:
+        assert {rates[id(param)] for param in group["params"]} <= {group["initial_lr"]}
+
+
+def tiny_data(folder: Path) -> Path:
     pytest.importorskip("sklearn")
     from yolo_lightbackbones.digits import build_digits
 
-    folder = build_digits(tmp_path / "digits", train_images=8, val_images=2)
-    (data := tmp_path / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnc: 10\n")
+    digits = build_digits(folder / "digits", train_images=8, val_images=2)
+    (data := folder / "data.yaml").write_text(f"path: {digits}\ntrain: images/train\nval: images/val\nnc: 10\n")
+    return data
+
+
+TINY = {"imgsz": 64, "batch": 4, "optimizer": "MuSGD", "workers": 0, "amp": False, "plots": False}
+
+
+@pytest.mark.slow
+def test_a_training_run_recovers_from_nan(tmp_path: Path) -> None:
+    epochs = []
+
+    def spoil(trainer: Any) -> None:
+        epochs.append(trainer.epoch)
+        if epochs.count(1) == 1:
+            trainer.loss = torch.tensor(torch.nan)
+
+    run = YOLO("yolov5n_parcnet.yaml")
+    run.add_callback("on_train_epoch_end", spoil)
+    run.train(data=str(tiny_data(tmp_path)), project=str(tmp_path), name="run", epochs=3, **TINY)
+    assert epochs == [0, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_training_run_is_regrouped_and_resumes(tmp_path: Path) -> None:
     seen = []
 
     def look(trainer: Any) -> None:
@@ -132,9 +180,8 @@ def test_a_training_run_is_regrouped_and_resumes(tmp_path: Path) -> None:
     run = YOLO("yolov5n_parcnet.yaml")
     run.add_callback("on_train_start", look)
     run.add_callback("on_model_save", interrupt)
-    options = {"imgsz": 64, "batch": 4, "epochs": 2, "optimizer": "MuSGD", "workers": 0, "amp": False, "plots": False}
     with pytest.raises(KeyboardInterrupt):
-        run.train(data=str(data), project=str(tmp_path), name="run", **options)
+        run.train(data=str(tiny_data(tmp_path)), project=str(tmp_path), name="run", epochs=2, **TINY)
     last = tmp_path / "run" / "weights" / "last.pt"
     again = YOLO(last)
     again.add_callback("on_train_start", look)

@@ -24,8 +24,8 @@ WEIGHT, NO_DECAY, MUON = "weight", "bn", "muon"
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     """Move parameters of our backbones and blocks in `model` to the groups they belong in; return how many were moved.
 
-    Groups keep their places and options. What `optimizer.state_dict()` gives keeps the order that there was, so that
-    checkpoints can be resumed with and without this.
+    Groups keep their places and options. States are saved, and loaded, in the order that there was: checkpoints can be
+    resumed with and without this, and Ultralytics may load its last one in the middle of a run (after a loss of NaN).
     """
     groups = optimizer.param_groups
     wanted = _wanted_groups(model)
@@ -40,7 +40,8 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
         source["params"] = [other for other in source["params"] if other is not param]
         target["params"].append(param)
     if moves:
-        optimizer.register_state_dict_post_hook(lambda _, state: _in_order(state, groups, before))
+        optimizer.register_state_dict_post_hook(lambda own, state: _in_order(state, own.param_groups, before))
+        optimizer.register_load_state_dict_pre_hook(lambda own, state: _regrouped(state, own.param_groups, before))
     return len(moves)
 
 
@@ -64,11 +65,19 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _group_like(groups: Iterable[dict[str, Any]], kind: str, source: dict[str, Any]) -> dict[str, Any]:
-    """The group of that kind with the learning rate of `source`, or the last of that kind."""
+    """The group of that kind with the learning rate of `source`, or the last of that kind.
+
+    The rate they start from: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
+    """
     alike = [group for group in groups if group.get("param_group") == kind]
     if not alike:
         raise ValueError(f"The optimizer has no group {kind!r} to move parameters of our layers to.")
-    return next((group for group in alike if group["lr"] == source["lr"]), alike[-1])
+    return next((group for group in alike if _start(group) == _start(source)), alike[-1])
+
+
+def _start(group: dict[str, Any]) -> float:
+    rate: float = group.get("initial_lr", group["lr"])
+    return rate
 
 
 def _in_order(state: dict[str, Any], groups: list[dict[str, Any]], before: list[list[Tensor]]) -> dict[str, Any]:
@@ -82,3 +91,18 @@ def _in_order(state: dict[str, Any], groups: list[dict[str, Any]], before: list[
         for group, start, params in zip(state["param_groups"], starts, before, strict=True)
     ]
     return {**state, "state": renumbered, "param_groups": saved}
+
+
+def _regrouped(
+    state: dict[str, Any], groups: list[dict[str, Any]], before: list[list[Tensor]]
+) -> dict[str, Any] | None:
+    """A state dict in the order of `before` with its parameters in the groups of now; None leaves it to torch."""
+    if [len(group["params"]) for group in state["param_groups"]] != [len(params) for params in before]:
+        return None  # of another model or optimizer; torch says so
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    key_of = dict(zip((id(param) for params in before for param in params), keys, strict=True))
+    own = [
+        {**saved, "params": [key_of[id(param)] for param in group["params"]]}
+        for saved, group in zip(state["param_groups"], groups, strict=True)
+    ]
+    return {**state, "param_groups": own}
