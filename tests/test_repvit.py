@@ -69,9 +69,23 @@ def test_channel_mixers_start_as_the_identity() -> None:
 def test_channel_mixers_of_rows_start_open() -> None:
     # the published 0 makes detectors learn late that start from scratch, see docs/accuracy.md
     assert all((block.channel_mixer.conv2.norm.weight == 1).all() for block in RepViTBlocks(8, 8, 2).blocks)
-    mixers = [module for module in RepViT("m0_6", init="torch").modules() if isinstance(module, ChannelMixer)]
+    mixers = [module for module in RepViT("m0_6", init="scratch").modules() if isinstance(module, ChannelMixer)]
     assert len(mixers) == 2 + 2 + 9 + 1 + 3
     assert all((mixer.conv2.norm.weight == 1).all() for mixer in mixers)
+
+
+def test_gates_of_rows_start_open() -> None:
+    for model, expected in (
+        (RepViTBlocks(8, 8, 2), 0.95),
+        (RepViT("m0_6", init="scratch"), 0.95),
+        (RepViT("m0_6"), 0.5),
+    ):
+        gates = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
+        assert gates
+        for gate in gates:
+            channels = gate.fc1.in_channels
+            seen = gate(torch.ones(1, channels, 2, 2)).mean().item()
+            assert seen == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize(("dim", "hidden"), [(40, 8), (48, 16), (56, 16), (96, 24), (112, 32), (448, 112)])

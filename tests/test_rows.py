@@ -80,11 +80,11 @@ def test_options_and_image_channels_reach_the_backbone() -> None:
 @pytest.mark.parametrize(
     ("row", "start"),
     [
-        ("RepViT, [m0_9]", ["torch"]),
+        ("RepViT, [m0_9]", ["scratch"]),
         ("RepViT, [m0_9, {init: published}]", []),
-        ("Conv2Former, [n]", ["torch"]),
+        ("Conv2Former, [n]", ["scratch"]),
         ("EdgeViT, [xs]", []),
-        ("EdgeViT, [xs, {init: torch}]", ["torch"]),
+        ("EdgeViT, [xs, {init: scratch}]", ["scratch"]),
     ],
 )
 def test_how_random_weights_are_drawn(row: str, start: list[str]) -> None:
@@ -119,7 +119,7 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
         ({"row0": "[-1, 1, EdgeViT, [xxs, {}, 3]]"}, r"row 0.*3 arguments"),
         ({"row0": "[-1, 1, EdgeViT, [{drop_path_rate: 0.1}]]"}, r"row 0.*'drop_path_rate' is an option; the variant comes first"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_rate: 0.1}]]"}, r"row 0.*unknown option 'drop_rate'. Allowed: drop_path_rate, input_norm"),
-        ({"row0": "[-1, 1, EdgeViT, [xxs, {init: random}]]"}, r"row 0.*init is 'random'; it must be one of published, torch"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {init: random}]]"}, r"row 0.*init is 'random'; it must be one of published, scratch"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: high}]]"}, r"row 0.*drop_path_rate is 'high'; it must be a number"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: true}]]"}, r"drop_path_rate is True; it must be a number"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: 1.0}]]"}, r"drop_path_rate is 1\.0; .* at least 0 and below 1"),

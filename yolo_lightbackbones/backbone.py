@@ -25,8 +25,8 @@ TAPS = ("P2", "P3", "P4", "P5")
 InputNormMode = Literal["auto", "none"]
 INPUT_NORM_MODES: tuple[InputNormMode, ...] = ("auto", "none")
 
-InitMode = Literal["published", "torch"]
-INIT_MODES: tuple[InitMode, ...] = ("published", "torch")
+InitMode = Literal["published", "scratch"]
+INIT_MODES: tuple[InitMode, ...] = ("published", "scratch")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class Backbone(fusion.Fusible):
         taps: which stage outputs to return, shallow to deep; stages behind the last of them are not built.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
-        init: what the random weights are: `"published"`, or `"torch"` for PyTorch's own wherever that is another.
+        init: what the random weights are: `"published"`, or `"scratch"`, with which detectors learn sooner: PyTorch's
+            own, and gates of squeeze-and-excitation that start open.
 
     Raises:
         ValueError: for an unknown variant, tap, input norm, init or a drop path rate outside 0..1.
@@ -169,8 +170,8 @@ class Backbone(fusion.Fusible):
         self.stem = self.build_stem(config, in_channels)
         self.stages = nn.ModuleList(self._needed_stages(tuple(taps), self.build_stages(config, rate)))
 
-        if init == "torch":
-            layers.init_as_torch(self)
+        if init == "scratch":
+            layers.init_for_scratch(self)
 
         outputs = {_level(stage): stage for stage in self._stages()}
         self.taps = tuple(taps)

@@ -94,7 +94,7 @@ class BlockRow(nn.Module):
         same = in_channels == out_channels
         self.project: nn.Module = nn.Identity() if same else layers.ConvNorm(in_channels, out_channels)
         self.blocks = nn.Sequential(*(self.build_block(out_channels, i, chosen) for i in range(repeats)))
-        layers.init_as_torch(self.blocks)  # no weights are published for a row
+        layers.init_for_scratch(self.blocks)  # no weights are published for a row
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> nn.Module:
         """The block with this index in its row: (B, dim, H, W) -> the same."""

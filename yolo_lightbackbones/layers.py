@@ -65,13 +65,13 @@ def no_weight_decay(module: nn.Module) -> set[str]:
     }
 
 
-def init_as_torch(module: nn.Module) -> None:
-    """Let everything in `module` whose published initialisation is one of its own start as PyTorch's layers do.
+def init_for_scratch(module: nn.Module) -> None:
+    """Start everything in `module` otherwise that would learn late as published, mostly as PyTorch's layers start.
 
-    Such a module has a method `init_as_torch`, which sets its own weights, not those of children that have one.
+    Such a module has a method `init_for_scratch`, which sets its own weights, not those of children that have one.
     """
     for child in module.modules():
-        if (method := getattr(child, "init_as_torch", None)) is not None:
+        if (method := getattr(child, "init_for_scratch", None)) is not None:
             method()
 
 

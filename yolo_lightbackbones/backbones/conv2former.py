@@ -75,7 +75,7 @@ class Conv2d(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def init_as_torch(self) -> None:
+    def init_for_scratch(self) -> None:
         super().reset_parameters()
 
 
@@ -227,7 +227,7 @@ class Conv2Former(Backbone):
     family = "conv2former"
     variants = VARIANTS
     input_convention = IMAGENET
-    row_init = "torch"
+    row_init = "scratch"
 
     def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])

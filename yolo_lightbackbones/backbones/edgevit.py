@@ -174,7 +174,7 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
         self.proj = nn.Conv2d(dim, dim, 1)
         _linear_init(self.qkv, self.proj)
 
-    def init_as_torch(self) -> None:
+    def init_for_scratch(self) -> None:
         for layer in (self.qkv, self.proj):
             layer.reset_parameters()
 
@@ -234,7 +234,7 @@ class GlobalAttention(fusion.Fusible):
         self.drop_path = DropPath(drop_path)
         _linear_init(self.mlp.fc1, self.mlp.fc2)
 
-    def init_as_torch(self) -> None:
+    def init_for_scratch(self) -> None:
         for layer in (self.mlp.fc1, self.mlp.fc2):
             layer.reset_parameters()
 
