@@ -228,21 +228,90 @@ def test_annotation_ids_do_not_matter(row: Content, save: Save) -> None:
     assert numbers(save(HITS), save(row))["AP"] == pytest.approx(76 / 101)
 
 
-def test_masks(save: Save) -> None:
-    """Rectangles as masks get what their boxes get, whatever box comes along."""
+def rle(box: list[float]) -> Content:
+    """A rectangle in an image of 480 x 640 as pycocotools encodes it."""
     from pycocotools import mask
 
-    def rle(box: list[float]) -> Content:
-        x, y, w, h = map(int, box)
-        canvas = np.zeros((480, 640), np.uint8, order="F")
-        canvas[y : y + h, x : x + w] = 1
-        found = mask.encode(canvas)
-        return {"size": [480, 640], "counts": found["counts"].decode()}
+    x, y, w, h = map(int, box)
+    canvas = np.zeros((480, 640), np.uint8, order="F")
+    canvas[y : y + h, x : x + w] = 1
+    found = mask.encode(canvas)
+    return {"size": [480, 640], "counts": found["counts"].decode()}
 
-    truth = annotation_file({1: [(1, box) for box in ROW], 2: []})
+
+def with_masks(truth: Content) -> Content:
     for annotation in truth["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return truth
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them() -> None:
+    from pycocotools import mask
+
+    from yolo_lightbackbones.coco.masks import decode, is_rle
+
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 1.0):
+        canvas = np.asfortranarray(rng.random((70, 90)) < share).astype(np.uint8, order="F")
+        counts = mask.encode(canvas)["counts"].decode()
+        flat = canvas.ravel(order="F")
+        borders = np.flatnonzero(np.diff(flat)) + 1
+        expected = np.diff([0, *borders, flat.size]).tolist()
+        assert decode(counts) == ([0, *expected] if flat[0] else expected)
+        assert is_rle({"size": [70, 90], "counts": counts}, 70, 90)
+        assert is_rle({"size": [70, 90], "counts": decode(counts)}, 70, 90)
+        assert not is_rle({"size": [90, 70], "counts": counts}, 70, 90)
+
+
+@pytest.mark.parametrize("counts", ["", "abc", "\x00", "~" * 40, "o" * 40, "cut", "doubled", "\ud800"])
+def test_masks_that_pycocotools_would_choke_on(counts: str, save: Save) -> None:
+    """With such counts its C code goes on without end, or counts the mask as a miss."""
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW], 2: []}))
+    mask = rle(ROW[0])
+    mask["counts"] = {"cut": mask["counts"][:5], "doubled": mask["counts"] * 2}.get(counts, counts)
+    result = coco_eval(save([{**HITS[0], "segmentation": mask}]), save(truth), "--iou-type", "segm")
+    assert_refused(result, "1 masks have counts that are no run lengths covering their image: image 1: '")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [],
+        "abc",
+        5,
+        [[]],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [["a", 1, 2, 3, 4, 5]],
+        [[1, 2, 3, 4, 5, 1e18]],
+        [[1, 2, 3, 4, 5, float("inf")]],
+        [[[1, 2, 3, 4, 5, 6]]],
+        {},
+        {"counts": [480 * 640]},
+        {"size": [480, 640], "counts": [-1, 480 * 640 + 1]},
+        {"size": [480, 640], "counts": [5]},
+        {"size": [640, 480], "counts": [480 * 640]},
+    ],
+)
+def test_annotated_masks_that_pycocotools_would_choke_on(segmentation: object, save: Save) -> None:
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW], 2: []}))
+    truth["annotations"][1]["segmentation"] = segmentation
+    predictions = save([{**HITS[0], "segmentation": rle(HITS[0]["bbox"])}])
+    result = coco_eval(predictions, save(truth), "--iou-type", "segm")
+    assert_refused(result, r"1 have a segmentation that is neither polygons nor run lengths .* \(annotation 2\)")
+
+
+def test_masks_of_images_without_size(save: Save) -> None:
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW], 2: []}))
+    truth["images"][1]["height"] = 0
+    predictions = save([{**HITS[0], "segmentation": rle(HITS[0]["bbox"])}])
+    assert_refused(coco_eval(predictions, save(truth), "--iou-type", "segm"), "1 images .* above 0: id 2")
+
+
+def test_masks(save: Save) -> None:
+    """Rectangles as masks get what their boxes get, whatever box comes along."""
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW], 2: []}))
     predictions = [{**hit, "bbox": [0.0, 0.0, 1.0, 1.0], "segmentation": rle(hit["bbox"])} for hit in HITS]
     seen = numbers(save(predictions), save(truth), "--iou-type", "segm")
     assert seen["AP"] == seen["APm"] == pytest.approx(76 / 101)
@@ -305,6 +374,28 @@ def test_plot(row: Content, save: Save, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_plot_is_titled_with_whatever_name_the_file_has(row: Content, save: Save, tmp_path: Path) -> None:
+    predictions = save(HITS).rename(tmp_path / r"$\frac$ \u5b57.json")
+    result = coco_eval(predictions, save(row), "--plot", tmp_path / "curve.png")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+
+
+def test_the_numbers_come_before_a_plot_that_fails(
+    row: Content, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolo_lightbackbones.coco import plot
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plot, "plot_curves", full_disk)
+    result = coco_eval(save(HITS), save(row), "--json", "--plot", tmp_path / "curve.png")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert json.loads(result.stdout)["AP"] == pytest.approx(76 / 101)
+
+
 def test_the_curves_are_those_of_the_numbers(made_up: Content, save: Save) -> None:
     from yolo_lightbackbones.coco.evaluation import evaluate
     from yolo_lightbackbones.coco.ground_truth import read_ground_truth
@@ -360,6 +451,7 @@ def test_a_selection_without_objects_has_no_numbers(row: Content, save: Save, tm
         (b"000001.jpg\n000009.jpg\n77\n", r"2 lines of .*list\.txt name no image of .*: 000009\.jpg, 77"),
         (b"\n \n", "names no image"),
         (b"\xff\xfe\x00", r"list\.txt is not text"),
+        (b"9" * 5000, "1 lines of .* name no image"),
         (None, r"no image list .*list\.txt"),
     ],
 )
@@ -396,6 +488,17 @@ def test_file_names_as_image_ids(three: Content, save: Save) -> None:
     assert numbers(save(predictions), save(three))["AP"] == pytest.approx((34 + 33 * 2 / 3) / 101)
 
 
+def test_texts_as_image_ids(three: Content, save: Save) -> None:
+    """File names may have dots, and only what follows the last one can be a suffix; numbers may be written as texts."""
+    for image, name in zip(three["images"], ("cam1.jpg", "cam1.2.jpg", "a_jpg.rf.77.jpg"), strict=True):
+        image["file_name"] = name
+    for texts in (("cam1", "cam1.2", "a_jpg.rf.77"), ("cam1.jpg", "cam1.2.JPG", "a_jpg.rf.77.jpg"), ("1", "2", "3")):
+        predictions = save([prediction(text, 1, ROW[0], 0.9) for text in texts])
+        assert numbers(predictions, save(three))["AP"] == pytest.approx(1)
+    stranger = save([prediction("cam1.3", 1, ROW[0], 0.9)])
+    assert_refused(coco_eval(stranger, save(three)), "1 of 1 predictions .* does not list.*image_id cam1.3")
+
+
 def test_unknown_images(three: Content, save: Save) -> None:
     strangers = [prediction(image, 1, ROW[0], 0.5) for image in (1, 11, 12, 12, "x", 14, 15, 16)]
     result = coco_eval(save(strangers), save(three))
@@ -429,6 +532,20 @@ def test_contiguous_categories_are_told_and_mapped(
     assert numbers(predictions, truth, "--category-map", option)["AP"] == pytest.approx(1)
 
 
+def test_numbers_that_may_be_wrong_are_doubted(coco_categories: Content, save: Save) -> None:
+    """Ids 1 to 11 exist with both numberings, and mean the same; from 13 on they do not."""
+    entries = [entry for entry in coco_categories["annotations"] if entry["category_id"] in (1, 13, 90)]
+    truth = save(coco_categories)
+    predictions = save([prediction(1, entry["category_id"], entry["bbox"], 0.9) for entry in entries[:2]])
+    result = coco_eval(predictions, truth, "--json")
+    assert re.search(
+        "Note: COCO's category ids go up to 90.* add --category-map coco80 or .*coco80-from-1", result.stderr
+    )
+    assert "Note" not in coco_eval(predictions, truth, "--category-map", "coco80-from-1").output
+    predictions = save([prediction(1, entry["category_id"], entry["bbox"], 0.9) for entry in entries])
+    assert "Note" not in coco_eval(predictions, truth).output
+
+
 def test_categories_that_fit_no_map(coco_categories: Content, three: Content, save: Save) -> None:
     predictions = save([prediction(1, 12, ROW[0], 0.5), prediction(1, 3, ROW[0], 0.5)])
     both = r"--category-map coco80 \(class ids 0 to 79\) or --category-map coco80-from-1 \(class ids 1 to 80\)"
@@ -452,6 +569,8 @@ GOOD = prediction(1, 1, ROW[0], 0.5)
         (b" \n", ["is empty"]),
         (b"{", ["is not JSON"]),
         (b"\xff\xfe", ["is not JSON"]),
+        (b"[" * 200000, ["brackets within brackets"]),
+        (b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1%s}]' % (b"0" * 400), ["1 whose score"]),
         ({"a": 1}, ["no predictions file: it holds a dict"]),
         ({"annotations": []}, ["Are the two files swapped"]),
         ([GOOD, 5, [1]], ["2 of 3 entries", r"2 are no objects: entry 1 5, entry 2 \[1\]"]),
@@ -493,8 +612,11 @@ def changed(content: Content, section: str, **values: object) -> Content:
         (lambda row: {"images": [], "info": {}}, "no list of annotations, categories"),
         (lambda row: {**row, "images": []}, "lists 0 images and 2 categories"),
         (lambda row: {**row, "images": row["images"] * 2}, "2 ids are there more than once among the images.*: 1, 2"),
-        (lambda row: changed(row, "images", id="a"), "1 images .* have no whole number as id"),
-        (lambda row: changed(row, "categories", id=None), "1 categories .* have no whole number as id"),
+        (lambda row: changed(row, "images", id="a"), "1 images .* have no whole number of at most 64 bits as id"),
+        (
+            lambda row: changed(row, "categories", id=None),
+            "1 categories .* have no whole number",
+        ),
         (
             lambda row: changed(row, "annotations", area=None),
             r"1 of 4 annotations(.|\n)*1 have no area \(annotation 1\)",
@@ -504,6 +626,16 @@ def changed(content: Content, section: str, **values: object) -> Content:
         (lambda row: changed(row, "annotations", bbox=[1, 2]), "1 have a bbox that is not four finite numbers"),
         (lambda row: changed(row, "annotations", area=float("nan")), "1 have an area that is not"),
         (lambda row: {**row, "annotations": [3]}, r"1 are no objects \(annotation number 0\)"),
+        (lambda row: changed(row, "annotations", image_id=[1]), r"1 have \[1\] as image_id, which is no whole number"),
+        (lambda row: changed(row, "annotations", image_id="1"), "1 have '1' as image_id, which is no whole number"),
+        (lambda row: changed(row, "annotations", category_id=[1]), r"1 are of category \[1\], which the file"),
+        (lambda row: changed(row, "annotations", category_id=True), "1 are of category True, which the file"),
+        (lambda row: changed(row, "annotations", area=10**400), "1 have an area that is not"),
+        (lambda row: changed(row, "categories", id=2**63), "1 categories .* have no whole number of at most 64 bits"),
+        (
+            lambda row: {**row, "annotations": [{**a, "image_id": a["image_id"] + 7} for a in row["annotations"]]},
+            "None of the 4 annotations .* image_id are 8, 8, 8, 8, the images' ids 1, 2",
+        ),
     ],
 )
 def test_annotations_that_are_wrong(
@@ -512,10 +644,19 @@ def test_annotations_that_are_wrong(
     assert_refused(coco_eval(save(HITS), save(change(row))), message)
 
 
+def test_annotations_of_images_that_are_not_listed_are_counted(three: Content, save: Save) -> None:
+    """As in an annotation file whose images were cut down to a few."""
+    three["images"] = three["images"][:2]
+    predictions = save([prediction(1, 1, ROW[0], 0.9)])
+    result = coco_eval(predictions, save(three))
+    assert "Evaluated 2 of 2 images: 2 objects" in result.stdout
+    assert re.search("1 annotations of images that .* does not list were left out.", result.stdout)
+
+
 def test_files_that_are_not_there(row: Content, save: Save, tmp_path: Path) -> None:
     assert_refused(coco_eval(tmp_path / "no.json", save(row)), r"no predictions file .*no\.json")
     assert_refused(coco_eval(save(HITS), tmp_path / "no.json"), r"no annotation file .*no\.json")
-    assert_refused(coco_eval(tmp_path, save(row)), "no predictions file")
+    assert_refused(coco_eval(tmp_path, save(row)), "is a folder; the predictions file is needed")
 
 
 # --- what `yolo val` writes -------------------------------------------------------------------------------------------

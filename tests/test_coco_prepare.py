@@ -279,7 +279,7 @@ def test_a_changed_image_is_looked_at_again(root: Path) -> None:
     assert report(root, exit_code=1)["splits"]["val2017"]["problems"]["corrupt_images"]["count"] == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"val2017/000000000011.jpg": 3}'])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"[" * 200000, b'{"val2017/000000000011.jpg": 3}'])
 def test_a_broken_record_only_costs_time(content: bytes, root: Path) -> None:
     (root / ".coco-prepare.json").write_bytes(content)
     assert report(root)["ok"]
@@ -328,6 +328,45 @@ def test_a_failure_while_writing_leaves_nothing_behind(root: Path, monkeypatch: 
     assert_nothing_written(root)
 
 
+def test_what_killed_runs_left_is_removed_after_a_day(root: Path) -> None:
+    old, new = root / ".coco-prepare-old", root / ".coco-prepare-new"
+    for folder in (old, new):
+        (folder / "labels").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    report(root)
+    assert new.is_dir()
+    assert not old.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from yolo_lightbackbones.coco import images
+
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr(images, "inspect", lambda path: pytest.fail("before it was looked at"))
+    assert_refused(prepare(root), f"{root} cannot be written to")
+
+
+@pytest.mark.parametrize("name", ["coco.yaml", "val2017.txt", "labels", "labels/val2017"])
+def test_something_else_is_where_files_go(name: str, root: Path) -> None:
+    path = root / name
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix:
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    assert_refused(prepare(root, "--force"), rf"{name} is (a folder|no folder), where .* Move it away")
+
+
+@pytest.mark.parametrize("name", ["caf\xe9 [b]", "x[/red]"])
+def test_folders_of_any_name(name: str, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / f"coco {name}"
+    folder.parent.mkdir(exist_ok=True)
+    root.rename(folder)
+    result = prepare(folder)
+    assert result.exit_code == 0, result.output
+    assert str(folder) in result.stdout.replace("\n", "")
+
+
 # --- what is there already --------------------------------------------------------------------------------------------
 
 
@@ -359,7 +398,7 @@ def test_labels_that_differ_are_replaced_only_by_force(name: str, content: str, 
     (root / "labels" / "val2017" / name).write_text(content)
     (root / "labels" / "val2017.cache").write_text("of the old labels")
     before = snapshot(root)
-    assert_refused(prepare(root), f"1 label files are there already and hold other boxes: {name}", "Add --force")
+    assert_refused(prepare(root), f"1 label files differ from those .* already: {name}", "Add --force")
     assert snapshot(root) == before
 
     seen = report(root, "--force")
@@ -409,6 +448,15 @@ def break_image(root: Path, kind: str) -> None:
         path.write_text("<html>Not found</html>")
     elif kind == "folder":
         path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "nonsense":  # a PNG whose header claims what no memory holds
+        write_image(path.with_suffix(".png"))
+        content = path.with_suffix(".png").read_bytes()
+        path.with_suffix(".png").unlink()
+        path.write_bytes(content[:16] + b"\x7f\xff\xff\xff" * 2 + content[24:])
     elif kind == "tiny":
         write_image(path, 9, 9)
     elif kind == "resized":
@@ -430,7 +478,10 @@ def break_image(root: Path, kind: str) -> None:
         ("cut off", "corrupt_images", r"1 images cannot be used: 000000000012\.jpg: image file is truncated"),
         ("empty", "corrupt_images", r"000000000012\.jpg: not an image"),
         ("text", "corrupt_images", r"000000000012\.jpg: not an image"),
-        ("folder", "corrupt_images", r"000000000012\.jpg: .*[Dd]irectory"),
+        ("folder", "corrupt_images", r"000000000012\.jpg: a directory"),
+        ("loop", "corrupt_images", r"1 images cannot be used: 000000000012\.jpg: .*"),
+        ("pipe", "corrupt_images", r"000000000012\.jpg: no regular file"),
+        ("nonsense", "corrupt_images", r"000000000012\.jpg: "),
         ("tiny", "corrupt_images", r"000000000012\.jpg: 9 x 9 pixels; Ultralytics takes 10 or more"),
         ("resized", "wrong_sizes", r"1 images are of another size .*000000000012\.jpg: 48 x 64, not 64 x 48"),
         ("turned", "wrong_sizes", r"000000000012\.jpg: 48 x 64, not 64 x 48"),
@@ -528,7 +579,10 @@ def test_a_box_that_leaves_its_image_a_little_is_fine(root: Path) -> None:
         ("categories", {"name": "zero"}, "is not COCO's: 1 of its categories .*1 'zero'"),
         ("images", {"file_name": "../000000000011.jpg"}, "1 images .* have no file_name inside their folder"),
         ("images", {"file_name": "/000000000011.jpg"}, "1 images .* have no file_name inside their folder"),
+        ("images", {"file_name": "."}, "1 images .* have no file_name inside their folder"),
         ("images", {"width": 0}, "1 images .* 0 x 48"),
+        ("images", {"width": True}, "1 images .* True x 48"),
+        ("images", {"width": 10**400}, "1 images .* x 48"),
         ("images", {"height": None}, "1 images .* 64 x None"),
         ("images", {"id": 12}, "1 ids are there more than once"),
         ("images", {"file_name": "000000000012.jpg"}, "3 images with 2 file names"),

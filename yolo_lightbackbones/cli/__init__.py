@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -21,6 +23,8 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal's encoding lacks; stderr writes them so anyway
+        sys.stdout.reconfigure(errors="backslashreplace")
     if version:
         typer.echo(f"yolo_lightbackbones {__version__}")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, check_new_file, check_suffix, errors_for_users
+from yolo_lightbackbones.cli.common import UserError, check_new_file, check_suffix, errors_for_users, messages
 
 if TYPE_CHECKING:  # it imports numpy, which `lightbackbones --help` does without
     from yolo_lightbackbones.coco.evaluation import Evaluation
@@ -75,6 +75,7 @@ def coco_eval(
             check_categories,
             map_categories,
             match_images,
+            may_be_numbered_otherwise,
             read_predictions,
         )
         from yolo_lightbackbones.coco.selection import read_image_list
@@ -86,31 +87,33 @@ def coco_eval(
             table = _category_maps()[category_map.value]
             detections = map_categories(detections, table, f"--category-map {category_map.value}")
         check_categories(detections, truth, _category_maps)
+        others = [] if category_map else may_be_numbered_otherwise(detections, truth, _category_maps)
         matched = match_images(detections, truth)
         chosen: set[int] | None = None
         if images is not None:
             chosen = read_image_list(images, truth)
         elif only_predicted:
             chosen = {detection["image_id"] for detection in matched.predictions}
-        messages = Console(stderr=True, highlight=False, soft_wrap=True)
-        with messages.status(f"Evaluating {len(matched.predictions)} predictions"):
+        told = messages()
+        with told.status(f"Evaluating {len(matched.predictions)} predictions"):
             result = evaluate(truth, matched.predictions, images=chosen, iou_type=iou_type.value)
+        # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
+        report = told if as_json else Console(highlight=False, soft_wrap=True)
+        report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
+        if others:
+            told.print(_doubt(others), markup=False)
+        if as_json:
+            typer.echo(json.dumps(_json(result, per_class)))
+        else:
+            tables = Console(highlight=False)
+            tables.print(_metrics_table(result))
+            if per_class:
+                tables.print(_class_table(result))
         if plot is not None:
             from yolo_lightbackbones.coco.plot import plot_curves
 
             plot_curves(result, plot, f"{predictions.name}, {result.images} images")
-    # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
-    report = messages if as_json else Console(highlight=False, soft_wrap=True)
-    report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
-    if as_json:
-        typer.echo(json.dumps(_json(result, per_class)))
-    else:
-        tables = Console(highlight=False)
-        tables.print(_metrics_table(result))
-        if per_class:
-            tables.print(_class_table(result))
-    if plot is not None:
-        report.print(f"Wrote {plot}.", markup=False)
+            report.print(f"Wrote {plot}.", markup=False)
 
 
 def _check_options(plot: Path | None, force: bool, images: Path | None, only_predicted: bool) -> None:
@@ -145,9 +148,19 @@ def _summary(result: Evaluation, truth: GroundTruth, predictions: int, by_name: 
         lines.append(f"{result.images_without_predictions} of these images have no predictions.")
     if predictions > result.predictions:
         lines.append(f"{predictions - result.predictions} predictions on other images were left out.")
+    if truth.unlisted:
+        lines.append(f"{truth.unlisted} annotations of images that {truth.path} does not list were left out.")
     if by_name:
         lines.append(f"{by_name} predictions were assigned to their images by file name.")
     return "\n".join(lines)
+
+
+def _doubt(maps: list[str]) -> str:
+    options = " or ".join(f"--category-map {name}" for name in maps)
+    return (
+        "Note: COCO's category ids go up to 90, and no prediction has one above 80. If the detector's classes are "
+        f"numbered without COCO's gaps, these numbers are wrong: add {options}."
+    )
 
 
 def _json(result: Evaluation, per_class: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from yolo_lightbackbones.cli.common import UserError, errors_for_users, progress
@@ -54,9 +55,9 @@ def coco_prepare(
             progress=progress,
             options=Options(skip_bad=skip_bad, force=force),
         )
-    if as_json:
-        typer.echo(json.dumps(report.as_json()))
-    _tell(report, Console(stderr=as_json, highlight=False, soft_wrap=True), tables=not as_json)
+        if as_json:
+            typer.echo(json.dumps(report.as_json()))
+        _tell(report, Console(stderr=as_json, highlight=False, soft_wrap=True), tables=not as_json)
     problems = _problems(report)
     if problems and not report.ok:
         advice = _advice(report, skip_bad)
@@ -100,7 +101,7 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
     from yolo_lightbackbones.coco.report import NOTES
 
     if tables:
-        table = Table("", title=report.root)
+        table = Table("", title=escape(report.root))
         for title in ("images", "without\nobjects", "annota-\ntions", "crowd\nregions", "in the\nlist"):
             table.add_column(title, justify="right")
         for title in ("labels", "list"):

@@ -26,6 +26,8 @@ def errors_for_users() -> Iterator[None]:
     """A mistake of the user's becomes a message on stderr and exit code 1."""
     try:
         yield
+    except BrokenPipeError:  # whoever read our output has enough
+        raise
     except (UserError, ValueError, OSError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False)
         raise typer.Exit(1) from error

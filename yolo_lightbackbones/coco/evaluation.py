@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from yolo_lightbackbones.coco.files import Tally
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
+from yolo_lightbackbones.coco.masks import is_rle
 from yolo_lightbackbones.coco.predictions import REGIONS, IouType, Prediction
 
 
@@ -81,7 +82,7 @@ def evaluate(
     annotated there was missed.
 
     Raises:
-        ValueError: masks of another size than their image's.
+        ValueError: masks of another size than their image's, or that do not cover it.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -90,7 +91,7 @@ def evaluate(
     inside = set(chosen)
     evaluated = [p for p in predictions if p["image_id"] in inside]
     if iou_type == "segm":
-        _check_mask_sizes(truth, evaluated)
+        _check_masks(truth, evaluated)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per step
         reference = COCO()
         reference.dataset = {
@@ -145,15 +146,20 @@ def _none(reference: Any) -> Any:
     return empty
 
 
-def _check_mask_sizes(truth: GroundTruth, predictions: list[Prediction]) -> None:
-    wrong = Tally()
+def _check_masks(truth: GroundTruth, predictions: list[Prediction]) -> None:
+    wrong, broken = Tally(), Tally()
     for prediction in predictions:
-        image = truth.images[prediction["image_id"]]
-        size = [image.get("height"), image.get("width")]
-        if prediction["segmentation"]["size"] != size:
-            wrong.add(f"image {prediction['image_id']}: {prediction['segmentation']['size']}, not {size}")
+        image, mask = truth.images[prediction["image_id"]], prediction["segmentation"]
+        size = [image["height"], image["width"]]
+        if mask["size"] != size:
+            wrong.add(f"image {prediction['image_id']}: {mask['size']}, not {size}")
+        elif not is_rle(mask, *size):
+            shown = mask["counts"] if len(mask["counts"]) <= 20 else f"{mask['counts'][:20]}..."
+            broken.add(f"image {prediction['image_id']}: {shown!r}")
     if wrong.count:
         raise ValueError(f"{wrong.count} masks are not of their image's size [height, width]: {wrong}")
+    if broken.count:
+        raise ValueError(f"{broken.count} masks have counts that are no run lengths covering their image: {broken}")
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 MAX_EXAMPLES = 5
 
@@ -43,10 +43,9 @@ def read_json(path: Path, what: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty or not JSON.
+        ValueError: the file is empty, no file, or not JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {what} {path}.")
+    check_file(path, what)
     content = path.read_bytes()
     if not content.strip():
         raise ValueError(f"The {what} {path} is empty (0 bytes of content).")
@@ -54,6 +53,21 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(content)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"The {what} {path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"The {what} {path} has brackets within brackets without end.") from error
+
+
+def check_file(path: Path, what: str) -> None:
+    """Whether a file of the user's is there; `what` says in messages which it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; the {what} is needed here.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} {path}.")
 
 
 def write_whole(path: Path, content: str) -> None:
@@ -66,13 +80,33 @@ def write_whole(path: Path, content: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number that numpy can hold, as pycocotools needs it."""
+    return is_integer(value) and abs(value) < 2**63
+
+
+def as_id(text: str) -> int | None:
+    """A text that is written in digits as the id that it is."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
+
+
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a number that a float can hold, and finite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of some hundred digits
+        return False
+
+
+def is_side(value: object) -> TypeGuard[int]:
+    """Whether `value` can be the width or height of an image."""
+    return is_integer(value) and is_number(value) and value > 0
 
 
 def is_box(value: object) -> bool:

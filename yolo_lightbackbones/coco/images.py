@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 RECORD = ".coco-prepare.json"
 _SAVE_EVERY = 10_000  # images: an interrupted check of 118,287 loses little
 _SMALLEST = 10  # pixels; Ultralytics takes nothing smaller
+_LARGEST = 178_956_970  # pixels; Pillow's own limit, from which on `Image.open` takes a file for an attack
 _ORIENTATION = 274  # EXIF tag; from 5 on the image is shown lying on its side
 _JPEG_END = b"\xff\xd9"
 
@@ -36,7 +38,7 @@ def inspect(path: Path) -> Whole:
     """Decode an image completely.
 
     Raises:
-        ValueError: it is not an image, is cut off, or is too small; the message says which.
+        ValueError: it is not an image, is cut off, or is too small or large; the message says which.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -47,12 +49,18 @@ def inspect(path: Path) -> Whole:
                 width, height = image.size
                 if min(width, height) < _SMALLEST:
                     raise ValueError(f"{width} x {height} pixels; Ultralytics takes {_SMALLEST} or more")
+                if width * height > _LARGEST:
+                    raise ValueError(f"{width} x {height} pixels, more than {_LARGEST}")
                 if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
                     width, height = height, width
                 # At an eighth of its size a JPEG takes a fraction of the time, and all of its data is still read.
                 image.draft("RGB", (image.width // 8, image.height // 8))
                 image.load()
-        except SyntaxError as error:  # what Pillow's readers raise about headers
+        except (
+            SyntaxError,
+            OverflowError,
+            MemoryError,
+        ) as error:  # what Pillow raises about headers that make no sense
             raise ValueError(f"not an image: {error}") from error
     return Whole(width, height, image.format != "JPEG" or _ends_as_jpeg(path))
 
@@ -84,21 +92,21 @@ class Record:
     def __init__(self, root: Path) -> None:
         self.path = root / RECORD
         self._known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError):  # it only saves time
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # it only saves time
             content = json.loads(self.path.read_bytes())
             if isinstance(content, dict):
                 self._known = content
 
-    def get(self, key: str, stat: os.stat_result) -> Whole | None:
+    def get(self, key: str, status: os.stat_result) -> Whole | None:
         try:
             known = self._known[key]
-            same = (known["bytes"], known["changed"]) == (stat.st_size, stat.st_mtime_ns)
+            same = (known["bytes"], known["changed"]) == (status.st_size, status.st_mtime_ns)
             return Whole(known["width"], known["height"], known["ended"]) if same else None
         except (KeyError, TypeError):
             return None
 
-    def put(self, key: str, stat: os.stat_result, image: Whole) -> None:
-        self._known[key] = {"bytes": stat.st_size, "changed": stat.st_mtime_ns, **asdict(image)}
+    def put(self, key: str, status: os.stat_result, image: Whole) -> None:
+        self._known[key] = {"bytes": status.st_size, "changed": status.st_mtime_ns, **asdict(image)}
 
     def save(self) -> None:
         write_whole(self.path, json.dumps(self._known))
@@ -115,23 +123,27 @@ def check_images(
     def examine(name: str) -> tuple[os.stat_result | None, Whole | str | None, bool]:
         path = folder / name
         try:
-            stat = path.stat()
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return None, "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file", False
         except FileNotFoundError:
             return None, None, False
-        known = record.get(f"{folder.name}/{name}", stat)
+        except (OSError, ValueError) as error:  # a loop of links, a name that no file can have
+            return None, " ".join(str(error).split()), False
+        known = record.get(f"{folder.name}/{name}", status)
         if known:
-            return stat, known, False
+            return status, known, False
         try:
-            return stat, inspect(path), True
+            return status, inspect(path), True
         except (ValueError, OSError) as error:
-            return stat, " ".join(str(error).split()), False
+            return status, " ".join(str(error).split()), False
 
     new = 0
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoders let go of the interpreter's lock
     try:
-        for name, (stat, seen, is_new) in zip(names, pool.map(examine, names), strict=True):
-            if is_new and stat and isinstance(seen, Whole):
-                record.put(f"{folder.name}/{name}", stat, seen)
+        for name, (status, seen, is_new) in zip(names, pool.map(examine, names), strict=True):
+            if is_new and status and isinstance(seen, Whole):
+                record.put(f"{folder.name}/{name}", status, seen)
                 new += 1
                 if new % _SAVE_EVERY == 0:
                     record.save()

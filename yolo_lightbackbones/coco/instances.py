@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from yolo_lightbackbones.coco.files import Tally, is_box, is_integer, read_json, shortened
+from yolo_lightbackbones.coco.files import Tally, is_box, is_id, is_side, read_json, shortened
 from yolo_lightbackbones.coco.ground_truth import by_id, check_sections
 
 TOLERANCE = 0.01
@@ -110,18 +110,18 @@ def _images(entries: list[Any], path: Path) -> dict[int, Image]:
 
 def _image(entry: dict[str, Any]) -> Image | None:
     name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
-    if not isinstance(name, str) or not isinstance(width, int) or not isinstance(height, int):
+    if not isinstance(name, str) or not is_side(width) or not is_side(height):
         return None
     # A name with .. would have its label written outside of the labels' folder.
-    inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return Image(name, width, height) if inside and min(width, height) > 0 else None
+    inside = Path(name).name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return Image(name, width, height) if inside else None
 
 
 def _is_sound(annotation: Any) -> bool:
     return (
         isinstance(annotation, dict)
-        and is_integer(annotation.get("image_id"))
-        and is_integer(annotation.get("category_id"))
+        and is_id(annotation.get("image_id"))
+        and is_id(annotation.get("category_id"))
         and is_box(annotation.get("bbox"))
     )
 

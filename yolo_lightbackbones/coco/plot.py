@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from yolo_lightbackbones.coco.evaluation import NOT_THERE, Evaluation
@@ -20,14 +21,17 @@ def plot_curves(evaluation: Evaluation, path: Path, title: str) -> None:
         if precision.min() <= NOT_THERE:
             continue  # no objects, no curve
         axes.plot(evaluation.recalls, precision, label=f"IoU {threshold}: AP {precision.mean():.3f}")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(title, parse_math=False)  # a file name may have dollar signs
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     # Complete or not there at all: a reader, or an interruption, never meets half a file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a file name in a script that the font lacks
+            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from yolo_lightbackbones.coco.files import Tally, is_box, is_integer, is_number, read_json, shortened
+from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_integer, is_number, read_json, shortened
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
 
 IouType = Literal["bbox", "segm"]
@@ -126,16 +126,24 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
         ValueError: images that the annotations do not list.
     """
     by_stem = truth.ids_by_stem()
+    suffixes = {PurePosixPath(str(image.get("file_name", ""))).suffix.lower() for image in truth.images.values()}
     strangers: Counter[str] = Counter()
     matched, by_name = [], 0
     for prediction in predictions:
         image = prediction["image_id"]
-        name = prediction.get("file_name", image if isinstance(image, str) else "")
-        number = by_stem.get(PurePosixPath(str(name)).stem)
-        if number is None and image in truth.images:
-            number = image
+        if "file_name" in prediction:
+            stem = PurePosixPath(str(prediction["file_name"])).stem
+        elif isinstance(image, str):  # a file name with its suffix, or without: what follows a dot may belong to it
+            name = PurePosixPath(image)
+            stem = name.stem if image not in by_stem and name.suffix.lower() in suffixes else image
+        else:
+            stem = ""
+        number = by_stem.get(stem)
         if number is None:
-            strangers[str(image)] += 1
+            image = as_id(image) if isinstance(image, str) else image
+            number = image if image in truth.images else None
+        if number is None:
+            strangers[str(prediction["image_id"])] += 1
             continue
         by_name += number != image
         matched.append({**prediction, "image_id": number})
@@ -146,6 +154,21 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
             "Give the annotations of the images that were predicted."
         )
     return Matched(matched, by_name)
+
+
+def may_be_numbered_otherwise(
+    predictions: Sequence[Prediction], truth: GroundTruth, maps: Callable[[], Mapping[str, Mapping[int, int]]]
+) -> list[str]:
+    """The maps that the predicted category ids could need although the annotations list all of them.
+
+    That is so where the annotations have COCO's numbers, which go beyond the number of classes, and no prediction does.
+    """
+    highest = max(prediction["category_id"] for prediction in predictions)
+    if highest > len(truth.categories) or max(truth.categories) == len(truth.categories):
+        return []
+    return [
+        name for name, table in maps().items() if set(truth.categories) == set(table.values()) and highest <= max(table)
+    ]
 
 
 def check_categories(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ from yolo_lightbackbones.coco.layout import SPLITS, Split, find_splits
 from yolo_lightbackbones.coco.report import Report, SplitReport
 
 DATA_YAML = "coco.yaml"
+SCRATCH = ".coco-prepare-"
+_DAY = 24 * 60 * 60  # seconds
 
 Convert = Callable[[Path, Path], None]
 """Makes of the annotation files in a folder a new folder with labels/<split>/*.txt: Ultralytics' `convert_coco`."""
@@ -67,6 +71,7 @@ def prepare(
         OSError, ValueError: no COCO folder, or an annotation file that cannot be read.
     """
     splits, absent = find_splits(root)
+    _check_targets(root, splits)
     report = Report(str(root), absent=absent)
     record = Record(root)
     works = []
@@ -84,7 +89,8 @@ def prepare(
         if not work.usable:
             raise ValueError(f"No image of {work.split.name} can be used; see that its archive was unpacked whole.")
 
-    with tempfile.TemporaryDirectory(dir=root, prefix=".coco-prepare-") as scratch:
+    _clear_scratch(root)
+    with tempfile.TemporaryDirectory(dir=root, prefix=SCRATCH) as scratch:
         for work in works:
             with progress(f"Converting {work.split.name} to labels", None):
                 _make_labels(work, Path(scratch), convert)
@@ -104,6 +110,18 @@ def prepare(
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
+
+
+def _check_targets(root: Path, splits: Sequence[Split]) -> None:
+    """Whether all that is to be written can be, as far as that shows before."""
+    if not os.access(root, os.W_OK):
+        raise PermissionError(f"{root} cannot be written to; labels, image lists and {DATA_YAML} have to go there.")
+    for path in (root / DATA_YAML, *(split.list_file for split in splits)):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder, where a file of that name is needed. Move it away.")
+    for path in (root / "labels", *(split.labels for split in splits)):
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise NotADirectoryError(f"{path} is no folder, where one of that name is needed. Move it away.")
 
 
 def _report_annotations(work: _Work) -> None:
@@ -150,6 +168,13 @@ def _check_images(work: _Work, record: Record, step: Callable[[], None]) -> None
 # --- labels and lists --------------------------------------------------------------------------------------------
 
 
+def _clear_scratch(root: Path) -> None:
+    """Remove what runs that were killed have left; a day old, for another one may be at work."""
+    for folder in root.glob(f"{SCRATCH}*/"):
+        if time.time() - folder.stat().st_mtime > _DAY:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
     """Convert the annotations in `scratch`. Images with bad files get labels all the same, for when they are whole."""
     source, target = scratch / f"annotations_{work.split.name}", scratch / f"converted_{work.split.name}"
@@ -177,7 +202,7 @@ def _compare(work: _Work) -> bool:
             work.new_labels = None
             report.labels = "kept"
     if split.list_file.exists():
-        lines = split.list_file.read_text(encoding="utf-8-sig").split("\n")
+        lines = split.list_file.read_text(encoding="utf-8-sig", errors="backslashreplace").split("\n")
         there = {line.strip().removeprefix("./") for line in lines if line.strip()}
         different_lines = there ^ {line.removeprefix("./") for line in _list_lines(work)}
         for line in sorted(different_lines):

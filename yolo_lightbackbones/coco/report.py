@@ -14,7 +14,7 @@ PROBLEMS = {
     "unknown_categories": "annotations are of a category that COCO does not have",
     "outside_boxes": "boxes leave their image, for which Ultralytics would drop it",
     "unlisted_images": "annotations are of images that the file does not list",
-    "labels_differ": "label files are there already and hold other boxes",
+    "labels_differ": "label files differ from those in the folder that is there already",
     "list_differs": "lines differ in the image list that is there already",
 }
 """Kind of problem -> how it is told, behind its count."""

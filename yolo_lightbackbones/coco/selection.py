@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from yolo_lightbackbones.coco.files import shortened
+from yolo_lightbackbones.coco.files import as_id, check_file, shortened
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
 
 
@@ -15,8 +15,7 @@ def read_image_list(path: Path, truth: GroundTruth) -> set[int]:
         FileNotFoundError: there is no such file.
         ValueError: it is not text, names no image, or names some that the annotations do not list.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no image list {path}.")
+    check_file(path, "image list")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -26,8 +25,8 @@ def read_image_list(path: Path, truth: GroundTruth) -> set[int]:
     strangers = []
     for line in filter(None, map(str.strip, text.splitlines())):
         number = by_stem.get(PurePosixPath(line.replace("\\", "/")).stem)
-        if number is None and line.isdecimal() and int(line) in truth.images:
-            number = int(line)
+        if number is None and as_id(line) in truth.images:
+            number = as_id(line)
         if number is None:
             strangers.append(line)
         else:

@@ -1,0 +1,66 @@
+"""Masks in COCO's format, checked before pycocotools' C code reads them: it trusts whatever it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yolo_lightbackbones.coco.files import is_integer, is_number
+
+FAR = 1e5
+"""Pixels. pycocotools walks along an outline step by step, and counts the steps in 32 bits."""
+
+
+def is_rle(value: Any, height: int, width: int) -> bool:
+    """Whether `value` is a run-length encoding, compressed or in numbers, that covers height x width pixels."""
+    if not isinstance(value, dict) or value.get("size") != [height, width]:
+        return False
+    counts = value.get("counts")
+    if isinstance(counts, str):
+        try:
+            counts = decode(counts)
+        except ValueError:
+            return False
+    return isinstance(counts, list) and all(is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width
+
+
+def is_polygons(value: Any) -> bool:
+    """Whether `value` is one or more outlines [x, y, x, y, ...] of three points or more."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(outline, list) and len(outline) >= 6 and len(outline) % 2 == 0 for outline in value)
+        and all(is_number(number) and abs(number) <= FAR for outline in value for number in outline)
+    )
+
+
+def decode(counts: str) -> list[int]:
+    """The run lengths of a compressed encoding, in which pycocotools writes them as text.
+
+    Each is a number in groups of five bits, lowest first, a character from 48 on for each group: 32 says that another
+    group follows, 16 in the last one that the number is negative. From the fourth on it is the difference to the run
+    two before.
+
+    Raises:
+        ValueError: the text is no such encoding.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for character in counts:
+        group = ord(character) - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"{character!r} is not in the alphabet of run lengths")
+        number |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            if shift > 30:
+                raise ValueError("a run length of more than 32 bits")
+            continue
+        if group & 16:
+            number -= 1 << shift
+        runs.append(number)
+        number = shift = 0
+    if shift:
+        raise ValueError("the last run length is cut off")
+    for i in range(3, len(runs)):
+        runs[i] += runs[i - 2]
+    return runs
