@@ -40,6 +40,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "digits": {"imgsz": 128, "epochs": 6, "fliplr": 0.0},
 }
 """Beside the recipe. Sized to two CPU cores: small images, few epochs; a mirrored digit is not a digit."""
+SIZED = ("imgsz", "epochs")
+"""What a trial can change of a size: it is then another size, with a table of its own."""
 BAR = 0.97
 OPTIONS = ("init",)
 """What can be tried of the backbone row in the model YAML; everything else is an argument of `yolo train`."""
@@ -59,6 +61,11 @@ def settings_of(row: Row) -> dict[str, Any]:
     """What a run is given: the recipe, the size of the data set's runs, the seed, and what is tried instead."""
     recipe: dict[str, Any] = yaml.safe_load((ROOT / "cfg" / "recipes" / recipe_of(row["model"])).read_text())
     return {**recipe, **SIZES[row["data"]], "seed": row["seed"], **row.get("trial", {})}
+
+
+def size_of(row: Row) -> str:
+    size = {name: row.get("trial", {}).get(name, value) for name, value in SIZES[row["data"]].items()}
+    return ", ".join(f"{name} {value}" for name, value in size.items())
 
 
 def model_of(row: Row, folder: Path) -> str:
@@ -129,12 +136,12 @@ def run_apart(row: Row, data: str, folder: Path) -> Row | None:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def key(row: Row) -> tuple[str, str, str, int, str]:
-    return row["data"], row["scale"], row["model"], row["seed"], trial_of(row)
+def key(row: Row) -> tuple[str, str, str, int, str, str]:
+    return row["data"], row["scale"], row["model"], row["seed"], size_of(row), trial_of(row)
 
 
 def trial_of(row: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items())
+    return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items() if name not in SIZED)
 
 
 def load() -> list[Row]:
@@ -156,10 +163,11 @@ def epochs_to(curve: list[float], share: float = 0.9) -> int:
 
 def tables(rows: list[Row]) -> str:
     parts = []
-    for data, scale in dict.fromkeys((row["data"], row["scale"]) for row in sorted(rows, key=key)):
-        own = {m: [r for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, m)] for m in MODELS}
+    ordered = sorted(rows, key=lambda row: (row["data"], row["scale"], row["settings"]["epochs"]))
+    for data, scale, size in dict.fromkeys((row["data"], row["scale"], size_of(row)) for row in ordered):
+        same = [r for r in rows if (r["data"], r["scale"], size_of(r)) == (data, scale, size)]
+        own = {model: [r for r in same if r["model"] == model] for model in MODELS}
         stock = {r["seed"]: r["map"] for r in own["stock"]}
-        size = ", ".join(f"{name} {value}" for name, value in SIZES[data].items())
         parts.append(
             f"### {data}, scale {scale} ({size})\n\n"
             "| model | M parameters | GFLOPs @640 | seeds | mAP50 | mAP50-95 | of stock | epochs to 90 % | images/s |\n"
@@ -189,17 +197,19 @@ def tables(rows: list[Row]) -> str:
 
 def trials(rows: list[Row]) -> str:
     """What was tried instead of a recipe's own setting, beside what the recipe gives with the same seeds."""
-    lines = ["| data | model | tried | seeds | mAP50 | mAP50-95 | with the recipe |", "|---|---|---|---|---|---|---|"]
-    for data, scale, model, tried in dict.fromkeys((r["data"], r["scale"], r["model"], trial_of(r)) for r in rows):
-        same = [r for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, model)]
-        found = {r["seed"]: r for r in same if trial_of(r) == tried}
-        recipe = [r["map"] for r in same if not trial_of(r) and r["seed"] in found]
+    lines = ["| data | model | tried | seeds | val mAP50-95 | with the recipe |", "|---|---|---|---|---|---|"]
+    for *run, tried in dict.fromkeys((r["data"], size_of(r), r["scale"], r["model"], trial_of(r)) for r in rows):
+        same = [r for r in rows if [r["data"], size_of(r), r["scale"], r["model"]] == run]
+        found = {r["seed"]: r["curve"][-1] for r in same if trial_of(r) == tried}
+        recipe = [r["curve"][-1] for r in same if not trial_of(r) and r["seed"] in found]
         if tried:
-            figures = [spread(r[name] for r in found.values()) for name in ("map50", "map")]
+            data, _, scale, model = run
             beside = spread(recipe) if len(recipe) == len(found) else ""
-            cells = [data, yaml_of(model, scale).removesuffix(".yaml"), tried, len(found), *figures, beside]
+            name = yaml_of(model, scale).removesuffix(".yaml")
+            cells = [data, name, tried, len(found), spread(found.values()), beside]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "### Tried\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+    about = "Recipes and model YAMLs were chosen by these, mAP50-95 of the last epoch on the val split.\n\n"
+    return f"### Tried\n\n{about}" + "\n".join(lines) if len(lines) > 2 else ""
 
 
 def draw(rows: list[Row]) -> list[Path]:
@@ -233,7 +243,8 @@ def draw(rows: list[Row]) -> list[Path]:
 def report() -> None:
     every = load()
     rows = [row for row in every if not trial_of(row)]
-    pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(rows))
+    usual = [row for row in rows if not row.get("trial")]
+    pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(usual))
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter with the same seeds.\n"
@@ -278,7 +289,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
-        help="instead of the recipe's: lr0=0.002, init=published",
+        help="instead of what is set: lr0=0.002, init=published, epochs=10",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--report", action="store_true", help="write the page from the results that are there")
@@ -291,7 +302,7 @@ def main() -> None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         rows = load()
         pairs = [entry.partition("=")[::2] for entry in arguments.trial]
-        trial = {name: value if name in OPTIONS else float(value) for name, value in pairs}
+        trial = {name: yaml.safe_load(value) for name, value in pairs}
         wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")
