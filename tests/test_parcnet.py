@@ -45,6 +45,16 @@ class TestParCNet(FamilyContract):
         assert blocks == {f"stages.{stage}.blocks.0.blocks.0" for stage in (1, 2, 3)}
         assert len(names) == 3 * 4
 
+    def test_the_published_start(self) -> None:
+        torch.manual_seed(0)
+        parameters = dict(ParCNet("xs", init="published").named_parameters())
+        embeddings = [value for name, value in parameters.items() if ".pos" in name]
+        assert torch.cat([value.flatten() for value in embeddings]).std().item() == pytest.approx(1, rel=0.05)
+        weight = parameters["stages.1.blocks.0.merge.conv.weight"]
+        fan_out = weight.shape[0] * weight[0, 0].numel()
+        assert weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+        assert all((value == 0).all() for name, value in parameters.items() if name.endswith("bias"))
+
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:You are using the legacy:DeprecationWarning")
     @pytest.mark.parametrize("warm", [False, True])
     def test_exports_constant_weights(self, tmp_path: Path, warm: bool) -> None:

@@ -83,6 +83,7 @@ def test_options_and_image_channels_reach_the_backbone() -> None:
         ("RepViT, [m0_9]", ["scratch"]),
         ("RepViT, [m0_9, {init: published}]", []),
         ("Conv2Former, [n]", ["scratch"]),
+        ("ParCNet, [xs]", ["scratch"]),
         ("EdgeViT, [xs]", []),
         ("EdgeViT, [xs, {init: scratch}]", ["scratch"]),
     ],

@@ -172,6 +172,8 @@ class Backbone(fusion.Fusible):
 
         if init == "scratch":
             layers.init_for_scratch(self)
+        else:
+            self.init_as_published()
 
         outputs = {_level(stage): stage for stage in self._stages()}
         self.taps = tuple(taps)
@@ -185,6 +187,9 @@ class Backbone(fusion.Fusible):
     def build_stages(self, config: Any, drop_path_rate: float) -> Iterator[Stage]:
         """Yield the stages shallow to deep, each built only when asked for."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build_stages().")
+
+    def init_as_published(self) -> None:
+        """Draw the random weights as the authors do, where the layers' own constructors have not done so."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self._check_size(x)

@@ -400,6 +400,16 @@ class ParCNet(Backbone):
     family = "parcnet"
     variants = VARIANTS
     input_convention = InputConvention(bgr=True)
+    row_init = "scratch"
+
+    def init_as_published(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, PositionEmbedding):
+                nn.init.normal_(module.weight)
 
     def build_stem(self, config: ParCNetConfig, in_channels: int) -> Stem:
         depth, dim, expansion = config.conv_depths[0], config.conv_dims[0], config.expansion
