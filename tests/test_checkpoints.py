@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_plain_weights_come_before_averaged_ones(tmp_path: Path) -> None:
     assert_state(backbone, state)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_parallel_training_are_removed(prefix: str, tmp_path: Path) -> None:
     backbone, expected = blank("edgevit_xxs"), blank("edgevit_xxs")
     state = official_state("edgevit")
@@ -342,12 +342,46 @@ def test_one_error_lists_everything_and_nothing_is_changed(tmp_path: Path) -> No
         "surprise.weight",
         "1 several keys for one parameter",
         "stem.conv1.conv.weight <- features.0.0.c.weight, stem.conv1.conv.weight",
-        "2 of a wrong shape or type",
+        "2 of a wrong shape, type or value",
         "features.2.channel_mixer.m.0.c.weight: the file has 96 x 48 x 3 x 3, the backbone 96 x 48 x 1 x 1",
         "features.5.channel_mixer.m.0.c.weight: the file has torch.int8, the backbone torch.float32",
     ):
         assert expected in message
     assert_state(backbone, before)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weight: weight.to_sparse(), "sparse, quantised or without values"),
+        (lambda weight: weight.to("meta"), "sparse, quantised or without values"),
+        (lambda weight: weight.fill_(torch.nan), "not finite in torch.float32"),
+        (lambda weight: weight.double().fill_(1e300), "not finite in torch.float32"),
+    ],
+    ids=["sparse", "meta", "nan", "overflow"],
+)
+@pytest.mark.parametrize("in_channels", [3, 4])
+def test_tensors_without_plain_finite_values(
+    spoil: Callable[[Tensor], Tensor], message: str, *, in_channels: int, tmp_path: Path
+) -> None:
+    state = {key: value.clone() for key, value in own_state("edgevit_xxs").items()}
+    stem, last = next(iter(state)), list(state)[-1]
+    for key in (stem, last):
+        state[key] = spoil(state[key].float())
+    file = save(state, tmp_path / "x.pth")
+    backbone = blank("edgevit_xxs", in_channels=in_channels)
+    before = snapshot(backbone)
+    with pytest.raises(ValueError, match=f"2 of a wrong shape, type or value(.|\n)*{last}: .*{message}"):
+        load_weights(backbone, file)
+    assert_state(backbone, before)
+    assert sorted(load_weights(backbone, file, strict=False).missing) == sorted([stem, last])
+
+
+def test_a_mean_of_weights(tmp_path: Path) -> None:
+    """As torch.optim.swa_utils.AveragedModel keeps it: a module, and of how many it is the mean."""
+    model, backbone = torch.optim.swa_utils.AveragedModel(create_backbone("edgevit_xxs")), blank("edgevit_xxs")
+    load_weights(backbone, save(model.state_dict(), tmp_path / "x.pth"))
+    assert_state(backbone, model.module.state_dict())
 
 
 def test_not_strict_loads_what_fits_and_says_how_much(tmp_path: Path) -> None:
@@ -482,6 +516,18 @@ def test_pickled_objects_are_refused_and_never_executed(kind: str, tmp_path: Pat
     assert_state(backbone, before)
 
 
+def test_what_others_have_allowed_is_not_allowed_here(tmp_path: Path) -> None:
+    """Ultralytics leaves its models on torch's list, and they evaluate strings of the YAML they are built from."""
+    write_bomb("zip", tmp_path / "x.pth", trace := tmp_path / "executed")
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([os.mkdir]):
+        with pytest.raises(ValueError, match=r"pickled Python objects .*mkdir"):
+            load_weights(blank("edgevit_xxs"), tmp_path / "x.pth")
+        assert os.mkdir in torch.serialization.get_safe_globals()
+    assert torch.serialization.get_safe_globals() == before
+    assert not trace.exists()
+
+
 def test_pickled_module_is_refused_by_name(tmp_path: Path) -> None:
     file = save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"pickled Python objects \(torch.nn.modules.linear.Linear\)"):
@@ -541,6 +587,10 @@ def test_files_that_are_no_checkpoints(kind: str, match: str, tmp_path: Path) ->
         load_weights(blank("edgevit_xxs"), garbage(kind, tmp_path))
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"model": nested(depth - 1)} if depth else {"weight": torch.ones(1)}
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -549,6 +599,7 @@ def test_files_that_are_no_checkpoints(kind: str, match: str, tmp_path: Path) ->
         ({"epoch": 3, "loss": 0.5}, "holds no weights; its entries are: epoch, loss"),
         ({}, "holds no weights; its entries are: none"),
         ({"a": {"x.y": torch.ones(1)}, "b": {"x.y": torch.ones(1)}}, "several sets of weights: a, b"),
+        (nested(400), "holds no weights; its entries are: model"),
     ],
 )
 def test_checkpoints_without_weights(content: Any, match: str, tmp_path: Path) -> None:

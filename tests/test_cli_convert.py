@@ -298,13 +298,14 @@ def test_output_is_overwritten_only_by_force(files: Path, tmp_path: Path) -> Non
 def test_failure_while_writing_leaves_nothing_behind(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(content: Any, path: Path) -> None:
-        path.write_bytes(b"half a file")
+    def full_disk(path: Path, content: Any) -> None:
+        with path.open("wb") as file:
+            file.write(b"half a file")
         raise OSError(28, "No space left on device")
 
     output = tmp_path / "init.pt"
     output.write_text("precious")
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     result = convert(files / "weights.pth", files / "yolov5_tiny.yaml", output, "--scale", "n", "--force")
     assert_refused(result, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["init.pt"]
@@ -319,6 +320,7 @@ BROKEN_YAMLS = {
     "list.yaml": "- 1\n- 2\n",
     "empty.yaml": "nc: 80\n",
     "plain.yaml": yaml.safe_dump(PLAIN),
+    "headless.yaml": yaml.safe_dump({**MODEL, "head": []}),
     "head.yaml": yaml.safe_dump({**MODEL, "head": [[[1, 2, 3], 1, "Detektor", ["nc"]]]}),
     "module.yaml": yaml.safe_dump({**MODEL, "backbone": [*MODEL["backbone"], [-1, 1, "Konv", [8]]]}),
     "variant.yaml": yaml.safe_dump({**MODEL, "backbone": [[-1, 1, "RepViT", ["m0_8"]], *MODEL["backbone"][1:]]}),
@@ -342,6 +344,8 @@ BROKEN_YAMLS = {
         ("weights.pth", "plain.yaml", [], r"plain\.yaml has no backbone of ours.*EdgeViT"),
         ("weights.pth", "module.yaml", ["--scale", "n"], "names a module .*Konv"),
         ("weights.pth", "head.yaml", ["--scale", "n"], r"last row of .*head\.yaml is no head .*Detect"),
+        ("weights.pth", "headless.yaml", ["--scale", "n"], r"last row of .*headless\.yaml is no head .*Detect"),
+        ("weights.pth", "yolo*_repvit.yaml", ["--scale", "n"], r"no model YAML yolo\*_repvit\.yaml"),
         ("weights.pth", "variant.yaml", ["--scale", "n"], "m0_8.*m0_9"),
         ("text.pth", "yolov5_tiny.yaml", ["--scale", "n"], r"text\.pth is not a checkpoint"),
         ("stranger.pt", "yolov5_tiny.yaml", ["--scale", "n"], r"stranger\.pt has no backbone of ours"),
@@ -376,6 +380,41 @@ def test_outputs_that_cannot_be_written(output: str, message: str, files: Path, 
     (tmp_path / "folder.pt").mkdir()
     result = convert(files / "weights.pth", files / "yolov5_tiny.yaml", Path(output), "--scale", "n")
     assert_refused(result, message)
+
+
+@pytest.mark.parametrize("name", ["yolo11n.pt", "yolov5n.pt", "it's.pt", "checkpoint.pth", "checkpoint"])
+def test_checkpoints_of_any_name_are_read_where_they_are(
+    name: str, initial: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ultralytics takes some names for its own checkpoints: it downloads them, and removes a damaged one."""
+    from ultralytics.utils import downloads
+
+    for function in ("get_github_assets", "safe_download"):
+        monkeypatch.setattr(downloads, function, lambda *arguments, **options: pytest.fail("a download"))
+    good = tmp_path / "weights" / name
+    good.parent.mkdir()
+    good.write_bytes(initial.read_bytes())
+    result = convert(good, files / "yolov5_tiny.yaml", tmp_path / "again.pt", "--scale", "n")
+    assert result.exit_code == 0, result.output
+    (damaged := tmp_path / name).write_bytes(initial.read_bytes()[:-1000])
+    assert convert(damaged, files / "yolov5_tiny.yaml", tmp_path / "no.pt", "--scale", "n").exit_code == 1
+    assert damaged.exists()
+
+
+def test_a_fused_checkpoint_is_told(initial: Path, files: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(initial, weights_only=False)
+    checkpoint["model"] = checkpoint["model"].eval().fuse(verbose=False)
+    torch.save(checkpoint, tmp_path / "fused.pt")
+    result = convert(tmp_path / "fused.pt", files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n")
+    assert_refused(result, r"The backbone in .*fused\.pt is fused", tmp_path / "init.pt")
+
+
+def test_averaged_weights_that_are_no_module(initial: Path, files: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(initial, weights_only=False)
+    checkpoint["ema"] = checkpoint["model"].state_dict()
+    torch.save(checkpoint, tmp_path / "x.pt")
+    result = convert(tmp_path / "x.pt", files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n")
+    assert result.exit_code == 0, result.output
 
 
 def test_usage() -> None:

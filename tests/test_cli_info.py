@@ -239,6 +239,10 @@ def test_published_weights_are_recognised(tmp_path: Path) -> None:
         (["stranger.pt"], "stranger.pt holds pickled Python objects"),
         (["folder.pt"], "folder.pt is a folder"),
         (["bad.yaml"], "m0_8.*m0_9"),
+        (["*_repvit.yaml"], r"no model YAML \*_repvit\.yaml"),
+        (["channels.yaml"], r"channels\.yaml: channels is \[3\]; it must be a whole number"),
+        (["scales.yaml"], r"cannot build scales\.yaml: not enough values"),
+        (["bare.pt"], r"bare\.pt holds a Sequential and no model of Ultralytics around it"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -249,6 +253,12 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
         yaml.safe_dump({**MODEL, "scales": None, "backbone": [[-1, 1, "RepViT", ["m0_8"]], *MODEL["backbone"][1:]]})
     )
+    (tmp_path / "channels.yaml").write_text(yaml.safe_dump({**MODEL, "channels": [3]}))
+    (tmp_path / "scales.yaml").write_text(yaml.safe_dump({**MODEL, "scales": {"n": [0.33]}}))
+    if "bare.pt" in arguments:
+        from ultralytics.nn.tasks import DetectionModel
+
+        torch.save(DetectionModel("yolov8n.yaml", verbose=False), tmp_path / "bare.pt")
     result = run(*arguments)
     assert result.exit_code == 1
     assert re.search(message, result.stderr), result.stderr

@@ -77,6 +77,11 @@ def test_the_letter_in_the_name_of_the_file_counts(tmp_path: Path) -> None:
         (["-b", "edgevit", "-s", "x"], "Allowed: n, s, m"),
         (["-b", "edgevit", "-o", "yolo11x_mine.yaml"], "scale 'x'"),
         (["-b", "edgevit", "-o", "mine.txt"], ".yaml"),
+        (["-b", "edgevit", "-o", "mine.YAML"], "its suffix must be one of .yaml, .yml"),
+        (["-b", "edgevit", "-o", "yolov5n6.yaml"], "Ultralytics reads yolov5n6.yaml as yolov5n-p6.yaml"),
+        (["-b", "edgevit", "-o", "a\nb.yaml"], "cannot be printed"),
+        (["-b", "edgevit", "-s", "n", "-o", "yolo11s_mine.yaml"], "asks for scale 's', and the model has n"),
+        (["-b", "edgevit", "-t", "classify", "--taps", "P4,P5"], "Leave --taps out"),
         (["-b", "edgevit", "-o", "no/mine.yaml"], "no folder"),
     ],
 )

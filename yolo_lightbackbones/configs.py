@@ -30,7 +30,7 @@ def find_config(name: str | PurePath) -> Path | None:
         return found if found.is_file() else None
     if len(path.parts) > 1:
         return None
-    return next(iter(sorted(root.rglob(path.name))), None)
+    return next((found for found in sorted(root.rglob("*")) if found.name == path.name), None)
 
 
 def scaled_name(name: str, letter: str) -> str:

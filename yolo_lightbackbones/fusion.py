@@ -50,6 +50,11 @@ def is_fused(module: nn.Module) -> bool:
     return all(m.folded for m in module.modules() if isinstance(m, Fusible))
 
 
+def has_folded(module: nn.Module) -> bool:
+    """Whether anything in `module` is folded, so that weights of training do not fit it."""
+    return any(m.folded for m in module.modules() if isinstance(m, Fusible))
+
+
 def is_recording() -> bool:
     """Whether the operations at hand are recorded by an exporter or a compiler, where sizes may be symbolic."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]

@@ -17,7 +17,7 @@ from yolo_lightbackbones.backbone import Backbone, Stage
 from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
-from yolo_lightbackbones.fusion import Fusible
+from yolo_lightbackbones.fusion import has_folded
 
 PUBLISHED = ("edgevit", "parcnet", "repvit", "conv2former")
 """Families with checkpoints of their authors; their layouts are in the module of the same name."""
@@ -71,7 +71,7 @@ class _Plan:
             ("missing in the file", self.missing),
             ("unknown here", self.unmatched),
             ("several keys for one parameter", [f"{k} <- {', '.join(v)}" for k, v in self.colliding.items()]),
-            ("of a wrong shape or type", [f"{k}: {why}" for k, (_, why) in self.misfits.items()]),
+            ("of a wrong shape, type or value", [f"{k}: {why}" for k, (_, why) in self.misfits.items()]),
         ]
         return [f"{len(keys)} {title}:\n    " + "\n    ".join(keys) for title, keys in lists if keys]
 
@@ -167,7 +167,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
             plan.colliding[ours] = [key for key, _ in sources]
         else:
             key, tensor = sources[0]
-            if ours == stem:
+            if ours == stem and _is_plain(tensor):
                 tensor = _adapt_channels(tensor, target[ours])
             if wrong := _misfit(tensor, target[ours]):
                 plan.misfits[key] = (ours, wrong)
@@ -181,7 +181,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
 
 def _check_target(backbone: Backbone) -> None:
     name = type(backbone).__name__
-    if any(module.folded for module in backbone.modules() if isinstance(module, Fusible)):
+    if has_folded(backbone):
         raise ValueError(
             f"This {name} is fused: its parameters are products of those in a checkpoint. Load the weights into an "
             "unfused backbone, then fuse it."
@@ -215,11 +215,20 @@ def _adapt_channels(weight: Tensor, target: Tensor) -> Tensor:
     return (weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)).to(dtype)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it has a value for every place, in memory: not sparse, not quantised, not on the meta device."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
 def _misfit(tensor: Tensor, target: Tensor) -> str | None:
+    if not _is_plain(tensor):
+        return "sparse, quantised or without values in the file"
     if tensor.shape != target.shape:
         return f"the file has {_dims(tensor)}, the backbone {_dims(target)}"
     if target.is_floating_point() and not tensor.is_floating_point():
         return f"the file has {tensor.dtype}, the backbone {target.dtype}"
+    if target.is_floating_point() and not tensor.to(target.dtype).isfinite().all():
+        return f"values that are not finite in {target.dtype}"
     return None
 
 
@@ -247,7 +256,7 @@ def _explain(
         if found.similarity == 1:
             return f"{source}: {headline.strip()}"
     fits = f"{len(plan.copies)} of {len(backbone.state_dict())} tensors fit {wanted} ({plan.layout.name} layout)"
-    advice = "strict=False loads what fits. " if plan.copies else ""
+    advice = "strict=False (--partial) loads what fits. " if plan.copies else ""
     tops = f"The names in the file start with {_top_names(state)}."
     return f"{source}: {headline}{fits}. {advice}{tops}\n  " + "\n  ".join(problems)
 

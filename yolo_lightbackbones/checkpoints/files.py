@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolo_lightbackbones.checkpoints.errors import CheckpointError, UltralyticsCheckpointError
 
@@ -38,6 +39,12 @@ Plain weights come before averaged ones: it is them that the published evaluatio
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
+AVERAGE_COUNT = "n_averaged"
+"""What torch.optim.swa_utils.AveragedModel keeps beside its module."""
+
+MAX_DEPTH = 8
+"""Of mappings within mappings, where weights are looked for."""
+
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The weights in a file on the CPU, and the names of entries among them that are no tensors.
@@ -54,24 +61,36 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[
         raise FileNotFoundError(f"There is no weights file {path}. {advice}")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. {advice}")
-    loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    loaded = _load_safetensors(path) if path.suffix.lower() == ".safetensors" else _load_torch(path)
     found = _unwrap(loaded, path)
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     others = [f"{key} ({type(value).__name__})" for key, value in found.items() if not isinstance(value, Tensor)]
     return _without_parallel_prefixes(tensors), others
 
 
-def _pickled_classes(path: Path) -> list[str]:
-    """Dotted names of the classes and functions that reading a `torch.save` file in full would call; runs nothing."""
+@contextlib.contextmanager
+def _allowing_nothing_else() -> Iterator[None]:
+    """With namespaces alone on torch's list of classes that may be unpickled, which all of a process shares.
+
+    Others leave on it what is safe in their hands alone: Ultralytics' models evaluate strings of the YAML that a file
+    has them built from. A namespace is the command line in RepViT's official files.
+    """
     allowed = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()  # what a file is must not depend on what others have allowed meanwhile
+    torch.serialization.clear_safe_globals()
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+
+
+def _pickled_classes(path: Path) -> list[str]:
+    """Dotted names of the classes and functions that reading a `torch.save` file in full would call; runs nothing."""
+    try:
+        with _allowing_nothing_else():
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # not in torch.save's present format, or damaged: then nearly anything can be raised
         return []
-    finally:
-        torch.serialization.add_safe_globals(allowed)
 
 
 def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -95,8 +114,7 @@ def _load_torch(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     try:
-        # The namespace is that of the command line in RepViT's official files. It is allowed here and nowhere else.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with _allowing_nothing_else(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on formats that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make an unpickler raise nearly anything
@@ -148,8 +166,6 @@ def _refusal(path: Path, classes: Sequence[str]) -> CheckpointError:
 
 def _unwrap(loaded: Any, path: Path) -> Mapping[Any, Any]:
     """The mapping of names to tensors somewhere inside what the file holds."""
-    if isinstance(loaded, nn.Module):  # of a class that somebody allowed torch to unpickle
-        raise _refusal(path, [f"{type(loaded).__module__}.{type(loaded).__qualname__}"])
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not weights by name (a state dict).")
     for wrapper in WRAPPERS:
@@ -175,15 +191,16 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _holds_weights(value: Any) -> bool:
-    """Whether there are weights at any depth; a module counts, so that it is refused by name."""
-    if isinstance(value, Mapping):
-        return _is_state_dict(value) or any(_holds_weights(inner) for inner in value.values())
-    return isinstance(value, nn.Module)
+def _holds_weights(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Whether there are weights within `depth` mappings; a mapping may hold itself."""
+    if not isinstance(value, Mapping) or depth == 0:
+        return False
+    return _is_state_dict(value) or any(_holds_weights(inner, depth - 1) for inner in value.values())
 
 
 def _without_parallel_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PARALLEL_PREFIXES:
-        while tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    names = [key for key in tensors if key != AVERAGE_COUNT]
+    shared = [prefix for prefix in PARALLEL_PREFIXES if names and all(name.startswith(prefix) for name in names)]
+    if not shared:
+        return tensors
+    return _without_parallel_prefixes({name.removeprefix(shared[0]): tensors[name] for name in names})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +58,7 @@ def convert(
     if report.missing or report.unexpected:
         for title, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
             console.print(f"{title}: {', '.join(keys) or 'none'}", markup=False)
-    console.print(f"Wrote {output}. Train from it: yolo train model={output} data=...", markup=False)
+    console.print(f"Wrote {output}. Train from it: yolo train model={shlex.quote(str(output))} data=...", markup=False)
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -68,6 +70,7 @@ def _check_output(output: Path, force: bool) -> None:
 
 def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
     """Fill the backbone from a file, from published weights by name, or from the backbone of an Ultralytics model."""
+    from yolo_lightbackbones import fusion
     from yolo_lightbackbones.checkpoints import engine, sources
     from yolo_lightbackbones.checkpoints.errors import UltralyticsCheckpointError
 
@@ -82,7 +85,13 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
             stage.blocks_behind_tap = 0  # a model built from a YAML, as by every training, has the authors' taps
         return report
     except UltralyticsCheckpointError:
-        state = models.backbone_of(models.read_checkpoint(path), str(path)).float().state_dict()
+        source = models.backbone_of(models.read_checkpoint(path), str(path))
+        if fusion.has_folded(source):
+            raise UserError(
+                f"The backbone in {path} is fused: its weights are products of those in training. Give the checkpoint "
+                "from before, the best.pt of the run."
+            ) from None
+        state = source.float().state_dict()
         return engine.load_tensors(backbone, state, source=f"the backbone in {path}", strict=strict)
 
 
@@ -106,5 +115,7 @@ def _write_checkpoint(net: Any, output: Path) -> None:
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
     }
+    content = io.BytesIO()  # a file that cannot be written is an OSError of ours, where torch has errors of its own
+    torch.save(checkpoint, content)
     with written_whole(output) as temporary:
-        torch.save(checkpoint, temporary)
+        temporary.write_bytes(content.getbuffer())

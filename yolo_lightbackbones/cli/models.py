@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,11 +110,13 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
+    from yolo_lightbackbones.rows import ConfigError
+
     task = tasks.guess_model_task(config)
     name = MODELS.get(task)
     if any_head:
         task, name = OTHER_MODELS.get(_head(config), (task, name))
-    if name is None or not hasattr(tasks, name):
+    if name is None or _head(config) is None or not hasattr(tasks, name):
         raise UserError(
             f"The last row of {model} is no head for any of {', '.join(MODELS)}. End it with Detect, Segment, "
             "Classify, Pose or OBB."
@@ -123,7 +127,18 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
         raise UserError(
             f"{model} names a module that neither Ultralytics nor this plugin has: {error.args[0]}"
         ) from error
-    except (TypeError, IndexError, AttributeError, SyntaxError, AssertionError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except (
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        SyntaxError,
+        AssertionError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"Ultralytics cannot build {model}: {error}") from error
     net.task = task
     return net
@@ -149,13 +164,35 @@ def backbone_of(net: Any, what: str) -> Any:
 
 def read_checkpoint(path: Path) -> Any:
     """The model in an Ultralytics checkpoint, read with Ultralytics' restricted loader: classes it knows, and ours."""
+    import torch
     from ultralytics.nn.tasks import torch_safe_load
 
-    try:
-        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
-    except Exception as error:  # its own kinds for its own reasons; the message says which
-        raise UserError(f"{path} is an Ultralytics checkpoint that cannot be read safely: {error}") from error
-    net = checkpoint.get("ema") or checkpoint.get("model")
-    if not hasattr(net, "modules"):
+    with tempfile.TemporaryDirectory() as folder:
+        # Under a name of no meaning: Ultralytics downloads what is called like its own checkpoints, removes such a file
+        # where it is damaged, and rewrites names.
+        place = Path(folder, "checkpoint.pt")
+        try:
+            place.symlink_to(path.resolve())
+        except OSError:  # Windows without the right to make links
+            shutil.copy(path, place)
+        try:
+            checkpoint, _ = torch_safe_load(str(place), safe_only=True)
+        except Exception as error:  # its own kinds for its own reasons; the message says which
+            reason = f"it holds {', '.join(classes)}" if (classes := _not_allowed(place)) else str(error)
+            reason = reason.replace(str(place), str(path))
+            raise UserError(f"{path} is an Ultralytics checkpoint that cannot be read safely: {reason}") from error
+    nets = [checkpoint.get(name) for name in ("ema", "model")] if isinstance(checkpoint, Mapping) else []
+    net = next((net for net in nets if isinstance(net, torch.nn.Module)), None)
+    if net is None:
         raise UserError(f"{path} is an Ultralytics checkpoint without a model.")
     return net
+
+
+def _not_allowed(path: Path) -> list[str]:
+    """Names of the pickled classes that Ultralytics' restricted loader, which has just tried, does not allow."""
+    import torch
+
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except Exception:  # damaged: nearly anything
+        return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
-from yolo_lightbackbones.cli.common import check_new_file, check_suffix, errors_for_users, print_json, written_whole
+from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json, written_whole
 
 
 def new(
@@ -32,8 +34,13 @@ def new(
         typer.Option("--task", "-t", help="detect, segment, pose, obb, classify.", autocompletion=completion.tasks),
     ] = "detect",
     taps: Annotated[
-        str, typer.Option("--taps", help="Levels that the neck works on, of P2 to P5; P6 it makes from P5 itself.")
-    ] = "P3,P4,P5",
+        str | None,
+        typer.Option(
+            "--taps",
+            help="Levels that the neck works on, of P2 to P5; P6 it makes from P5 itself.",
+            show_default="P3,P4,P5",
+        ),
+    ] = None,
     scale: Annotated[str | None, typer.Option("--scale", "-s", help="Write this scale letter alone.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -45,9 +52,11 @@ def new(
     with errors_for_users():
         from yolo_lightbackbones import model_yaml
 
-        check_suffix(output, "output", (".yaml", ".yml"))
+        _check_name(output)
         check_new_file(output, force)
-        levels = tuple(level.strip().upper() for level in taps.split(",") if level.strip())
+        if task == "classify" and taps is not None:
+            raise UserError("A classifier works on P5 alone. Leave --taps out.")
+        levels = tuple(level.strip().upper() for level in (taps or "P3,P4,P5").split(",") if level.strip())
         text = model_yaml.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
         with models.quiet_ultralytics():
             letter, parameters, strides = _build(text, output)
@@ -58,9 +67,19 @@ def new(
         return
     console = Console(highlight=False, soft_wrap=True)
     at = f"at scale {letter}: {parameters:,} parameters, strides {', '.join(map(str, strides))}"
-    console.print(f"Wrote {output}, {at}. What it costs: lightbackbones info {output}", markup=False)
+    console.print(f"Wrote {output}, {at}. What it costs: lightbackbones info {shlex.quote(str(output))}", markup=False)
     verb = "" if task == "detect" else f"{task} "
-    console.print(f"Train it: yolo {verb}train model={output} data=...", markup=False)
+    console.print(f"Train it: yolo {verb}train model={shlex.quote(str(output))} data=...", markup=False)
+
+
+def _check_name(output: Path) -> None:
+    """Refuse what Ultralytics would not find again under its name."""
+    if output.suffix not in {".yaml", ".yml"}:  # in small letters, by which Ultralytics knows a model YAML
+        raise UserError(f"The output is {output}; its suffix must be one of .yaml, .yml.")
+    if not output.name.isprintable():
+        raise UserError(f"The output's name {output.name!r} has characters that cannot be printed. Choose another.")
+    if re.fullmatch(r"yolov[58][nsmlx]6", output.stem):
+        raise UserError(f"Ultralytics reads {output.name} as {output.stem[:-1]}-p6.yaml. Choose another name.")
 
 
 def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
@@ -73,6 +92,11 @@ def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
     plugin.register()  # where autoload is off
     config = yaml.safe_load(text)
     letter = guess_model_scale(output) or next(iter(config["scales"]))
+    if letter not in config["scales"]:
+        raise UserError(
+            f"The name {output.name} asks for scale {letter!r}, and the model has {', '.join(config['scales'])}. "
+            "Rename it, or choose another backbone or --scale."
+        )
     config |= {"scale": letter, "yaml_file": str(output)}
     net = models.build(config, str(output), 3)
     return letter, cost.parameter_count(net), [int(stride) for stride in net.stride]

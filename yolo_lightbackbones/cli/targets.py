@@ -78,7 +78,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.suffix in {".yaml", ".yml"}:
         with models.quiet_ultralytics():
             config = models.read_yaml(text, scale, assume_first=True)
-            net = models.build(config, text, int(config.get("channels") or 3), any_head=True)
+            net = models.build(config, text, _channels(config, text), any_head=True)
         return _model(text, "yaml", net)
     if scale is not None:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
@@ -87,6 +87,13 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
         raise UserError(f"There is no file {text}.")
     return _variant(text, empty)
+
+
+def _channels(config: dict[str, Any], text: str) -> int:
+    channels = config.get("channels") or 3
+    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+        raise UserError(f"{text}: channels is {channels!r}; it must be a whole number above 0.")
+    return channels
 
 
 def _variant(name: str, empty: bool) -> Target:
@@ -111,7 +118,13 @@ def _file(path: Path, empty: bool) -> Target:
         state, _ = files.read_tensors(path)
     except UltralyticsCheckpointError:
         with models.quiet_ultralytics():
-            return _model(str(path), "checkpoint", models.read_checkpoint(path).float())
+            net = models.read_checkpoint(path)
+        if not hasattr(net, "yaml"):
+            raise UserError(
+                f"{path} holds a {type(net).__name__} and no model of Ultralytics around it. "
+                "Give a checkpoint that Ultralytics has saved."
+            ) from None
+        return _model(str(path), "checkpoint", net.float())
     found = identify.recognise(state, engine.layouts_of)
     if found is None or found.similarity < engine.RESEMBLES:
         raise UserError(
