@@ -483,7 +483,7 @@ def test_nothing_that_others_see_is_changed(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("module", "error"), [("LGLBlocks", rows.ConfigError), ("Nobodys", KeyError)])
+@pytest.mark.parametrize(("module", "error"), [("LGLBlocks", rows.UnknownModuleError), ("Nobodys", KeyError)])
 def test_a_module_that_nobody_knows(module: str, error: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(error, match=r"row 3 .*'LGLBlocks'. Did you mean 'LGLBlock'|^'Nobodys'$") as seen:
         YOLO(model_yaml(tmp_path, module, *NAMES[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,18 @@ from yolo_lightbackbones.backbones.parcnet import (
     ParCNetConfig,
 )
 from yolo_lightbackbones.circular import Axis, FixedConv, circulant
+
+
+def test_a_fused_model_keeps_nothing_of_the_images_it_saw() -> None:
+    first, second = (fusion.fuse(ParCNet("xs")) for _ in range(2))
+    image = random_image(64, 96)
+    size = len(pickle.dumps(first))
+    run(first, image)
+    assert len(pickle.dumps(first)) == size
+    assert b"FixedConv" not in pickle.dumps(first), "restricted loading of checkpoints allows modules alone"
+    assert_features(run(copy.deepcopy(first), image), run(first, image), 1e-6)
+    first.load_state_dict(second.state_dict())
+    assert_features(run(first, image), run(second, image), 1e-6)
 
 
 class TestParCNet(FamilyContract):

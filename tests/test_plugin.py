@@ -90,6 +90,61 @@ def test_unregister_leaves_nothing_behind_and_register_is_idempotent() -> None:
     assert set(vars(tasks)) == names
 
 
+def test_what_others_hold_of_ours_does_nothing_when_unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, ours = tasks.parse_model, tasks.BaseModel.fuse
+
+    def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ours(self, *args, **kwargs)
+
+    monkeypatch.setattr(tasks.BaseModel, "fuse", theirs)
+    yolo_lightbackbones.unregister()
+    assert tasks.BaseModel.fuse is theirs, "put there after ours"
+    with pytest.raises(KeyError, match="EdgeViT"):
+        held({"nc": 1, "backbone": [[-1, 1, "EdgeViT", ["xxs"]], [0, 1, "Tap", ["P3"]]], "head": []}, 3)
+    assert not plugin.is_registered()
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks.BaseModel, "fuse", ours.__wrapped__)
+    yolo_lightbackbones.register()
+
+
+def test_unregister_bears_a_list_of_callbacks_that_somebody_has_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.utils.callbacks import base
+
+    kept = list(base.default_callbacks["on_export_start"])
+    base.default_callbacks["on_export_start"].clear()
+    yolo_lightbackbones.unregister()
+    assert not plugin.is_registered()
+    base.default_callbacks["on_export_start"][:] = kept[:1]
+
+
+def test_threads_register_once() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    yolo_lightbackbones.unregister()
+    yolo_lightbackbones.register()
+    patches = len(plugin._undo)
+    yolo_lightbackbones.unregister()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: yolo_lightbackbones.register(), range(32)))
+    assert len(plugin._undo) == patches
+
+
+@pytest.mark.slow
+def test_an_ultralytics_that_is_imported_anew_is_registered_with_again() -> None:
+    code = """
+import sys
+from ultralytics import YOLO
+YOLO("yolov5n_edgevit.yaml")
+for name in [name for name in sys.modules if name.split(".")[0] == "ultralytics"]:
+    del sys.modules[name]
+from ultralytics import YOLO
+import yolo_lightbackbones
+yolo_lightbackbones.register()
+assert type(YOLO("yolov5n_edgevit.yaml").model.model[0]).__name__ == "EdgeViT"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(("letter", "variant"), [("n", "xxs"), ("s", "xs"), ("m", "s")])
 def test_the_scale_letter_builds_its_variant(letter: str, variant: str) -> None:
     model = YOLO(f"yolov5{letter}_edgevit.yaml").model

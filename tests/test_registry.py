@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -119,6 +120,11 @@ def test_a_family_needs_a_name_and_variants(missing: str) -> None:
     setattr(cls, missing, {} if missing == "variants" else "")
     with pytest.raises(TypeError, match=f"TinyNet needs the class attribute '{missing}'"):
         register_backbone(cls)
+
+
+def test_threads_load_the_families_once(fresh_registry: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: list_backbones(), range(32))) == [NAMES] * 32
 
 
 def test_entry_points(fresh_registry: pytest.MonkeyPatch) -> None:

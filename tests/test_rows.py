@@ -141,6 +141,14 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
         ({"row1": "[0, 1, Index, [72, 4]]"}, r"row 1.*index 4 is out of range; the backbone gives 4 maps"),
         ({"row1": "[-1, 1, Conv, [64, 1, 1]]"}, r"row 1.*Conv takes its input from the backbone \(row 0\), which gives a list.*Put a row \[0, 1, Tap"),
         ({"row5": "[[0, 4], 1, Detect, [nc]]"}, r"row 5.*Detect takes its input from the backbone"),
+        ({"row0": "[-1.0, 1, EdgeViT, [xxs]]"}, r"row 0.*'from' is -1\.0; a backbone takes the image: write -1"),
+        ({"row0": "[-1, 1.0, EdgeViT, [xxs]]"}, r"row 0.*repeats is 1\.0; a backbone cannot be repeated"),
+        ({"row0": "[-1, 1, EdgeVit, [xxs]]"}, r"row 0.*unknown module 'EdgeVit'. Did you mean 'EdgeViT'\?"),
+        ({"row1": "[0.0, 1, Tap, [P3]]"}, r"row 1.*'from' is 0\.0; write 0\."),
+        ({"row1": "[[0], 1, Tap, [P3]]"}, r"row 1.*'from' is \[0\]; write 0\."),
+        ({"row1": "[[0], 1, Index, [72, 1]]"}, r"row 1.*'from' is \[0\]; write 0\."),
+        ({"row1": "[0, 2, Index, [72, 1]]"}, r"row 1.*repeats is 2; an index cannot be repeated: write 1"),
+        ({"row1": "[0, 1, Taps, [P3]]"}, r"row 1.*unknown module 'Taps'. Did you mean 'Tap'\?"),
         ({"row4": "[-1, 1, SPPF]"}, r"row 4 \[-1, 1, SPPF\]: a row is \[from, repeats, module, \[arguments\]\]"),
     ],
 )  # fmt: skip
@@ -152,6 +160,38 @@ def test_mistakes_name_the_row_the_value_and_what_is_allowed(changes: dict[str, 
 def test_a_scale_letter_that_the_model_lacks() -> None:
     with pytest.raises(rows.ConfigError, match=r"no scale 'x' in this model's 'scales'. Allowed: n, s"):
         translate({**model(), "scale": "x"})
+
+
+@pytest.mark.parametrize("scales", [["n"], {"n": None}, {"n": [0.33, 0.25]}, {"n": [0.33, 0.25, "many"]}, "n"])
+def test_scales_that_are_none(scales: Any) -> None:
+    with pytest.raises(rows.ConfigError, match=r"row 0.*'scales' is .*must map letters to \[depth, width, largest"):
+        translate({**model(), "scales": scales})
+
+
+def test_a_mapping_of_variants_without_scales() -> None:
+    config = {key: value for key, value in model().items() if key not in ("scale", "scales")}
+    with pytest.raises(rows.ConfigError, match=r"depends on the scale letter \(n, s\), and this model has no 'scales'"):
+        translate(config)
+
+
+def test_scales_by_number() -> None:
+    config = {**model(row0="[-1, 1, EdgeViT, [{1: xxs}]]"), "scales": {1: [0.33, 0.25, 1024]}, "scale": ""}
+    assert translate(config)["backbone"][0][3][0] == "edgevit_xxs"
+
+
+@pytest.mark.parametrize("head", ["Detect", {"a": 1}, None])
+def test_a_head_that_is_no_list_of_rows(head: Any) -> None:
+    with pytest.raises(rows.ConfigError, match=r"my\.yaml, 'head' is .*; it must be a list of rows"):
+        translate({**model(), "head": head})
+    with pytest.raises(rows.ConfigError, match="'head' is None"):
+        translate({key: value for key, value in model().items() if key != "head"})
+
+
+def test_rows_may_be_tuples() -> None:
+    config = model()
+    as_tuples = {**config, **{part: tuple(map(tuple, config[part])) for part in ("backbone", "head")}}
+    assert rows.names_backbone(as_tuples, families())
+    assert translate(as_tuples) == translate(config)
 
 
 def test_a_backbone_that_nothing_uses() -> None:

@@ -17,11 +17,13 @@ Where a seam does not fit the installed version, one warning says so and Ultraly
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import re
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +71,11 @@ class Seam:
 _undo: list[Callable[[], None]] = []
 """How to take each patch off again, in the order they were put on."""
 
+_seat: type | None = None
+"""Ultralytics' `BaseModel` that they are on."""
+
+_lock = threading.RLock()
+
 
 def register() -> None:
     """Install the backbones on Ultralytics: YAML modules, folding, bundled YAMLs. Doing it again changes nothing.
@@ -79,8 +86,16 @@ def register() -> None:
         ModuleNotFoundError: if Ultralytics is not installed.
     """
     tasks, checks, callbacks, torch_utils = _ultralytics()
-    if _undo:
-        return
+    registry.families()  # what has to be imported is, before the lock: imports wait for other threads, too
+    with _lock:
+        if _undo and _seat is not tasks.BaseModel:  # Ultralytics was imported anew
+            unregister()
+        if not _undo:
+            _register(tasks, checks, callbacks, torch_utils)
+
+
+def _register(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> None:
+    global _seat
     if missing := [seam.problem for seam in _seams(tasks, checks, callbacks, torch_utils) if seam.problem]:
         warnings.warn(
             f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
@@ -88,6 +103,7 @@ def register() -> None:
             stacklevel=2,
         )
         return
+    _seat = tasks.BaseModel
     _publish(tasks)
     _replace_function(tasks.parse_model, _parse_model(tasks.parse_model, tasks))
     _replace_function(checks.check_file, _check_file(checks.check_file))
@@ -95,14 +111,19 @@ def register() -> None:
     _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
     _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
     for event, callback in _CALLBACKS.items():
-        callbacks.default_callbacks[event].append(callback)
-        _undo.append(functools.partial(callbacks.default_callbacks[event].remove, callback))
+        listed = callbacks.default_callbacks[event]
+        listed.append(callback)
+        _undo.append(functools.partial(_remove, listed, callback))
 
 
 def unregister() -> None:
-    """Take everything off Ultralytics that `register` put there."""
-    while _undo:
-        _undo.pop()()
+    """Take everything off Ultralytics that `register` put there.
+
+    What others have put on top since stays, and so does what they hold of ours; it does nothing any more.
+    """
+    with _lock:
+        while _undo:
+            _undo.pop()()
 
 
 def is_registered() -> bool:
@@ -131,7 +152,6 @@ def is_tested(version: str) -> bool:
 
 
 def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..., Any]:
-    @functools.wraps(original)
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
         families = registry.families()
         if rows.names_backbone(d, families):
@@ -165,7 +185,6 @@ def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> C
 
 
 def _fuse(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def fuse(self: Any, *args: Any, **kwargs: Any) -> Any:
         for i, module in enumerate(self.model):
             if not fusion.is_fused(module):
@@ -179,7 +198,6 @@ def _fuse(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
-    @functools.wraps(original)
     def is_fused(self: Any, *args: Any, **kwargs: Any) -> bool:
         return fusion.is_fused(self) and original(self, *args, **kwargs)
 
@@ -187,7 +205,6 @@ def _is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def check_file(file: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             found = original(file, *args, **kwargs)
@@ -203,7 +220,6 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _get_flops(original: Callable[..., float]) -> Callable[..., float]:
-    @functools.wraps(original)
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
         if not _has_ours(model):
             return original(model, imgsz, *args, **kwargs)
@@ -338,13 +354,36 @@ def _publish(tasks: ModuleType) -> None:
     torch.serialization.add_safe_globals(list(_module_classes(new.values())))
 
 
-def _set(owner: type, name: str, value: Any) -> None:
-    _undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
+def _remove(listed: list[Any], value: Any) -> None:
+    with contextlib.suppress(ValueError):  # somebody has cleared the list
+        listed.remove(value)
+
+
+def _while_registered(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours as long as the plugin is on; others may hold it for longer."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (ours if _undo else original)(*args, **kwargs)
+
+    return call
+
+
+def _set(owner: type, name: str, ours: Callable[..., Any]) -> None:
+    original = getattr(owner, name)
+    value = _while_registered(original, ours)
+
+    def undo() -> None:
+        if getattr(owner, name) is value:
+            setattr(owner, name, original)
+
+    _undo.append(undo)
     setattr(owner, name, value)
 
 
-def _replace_function(original: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+def _replace_function(original: Callable[..., Any], ours: Callable[..., Any]) -> None:
     """Replace a function in every loaded module of Ultralytics that holds it; later imports get the replacement."""
+    replacement = _while_registered(original, ours)
 
     def replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
         for name, module in list(sys.modules.items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -18,6 +19,7 @@ _BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
 
 _families: dict[str, type[Backbone]] = {}
 _loaded = False
+_lock = threading.RLock()
 
 BackboneT = TypeVar("BackboneT", bound=type[Backbone])
 
@@ -98,9 +100,13 @@ def _load_families() -> None:
     built_in = [
         getattr(importlib.import_module(f"yolo_lightbackbones.backbones.{name.lower()}"), name) for name in _BUILT_IN
     ]
-    _loaded = True  # before the entry points: a family may register itself when its module is imported
-    for cls in built_in:
-        _add(cls)
+    with _lock:
+        if _loaded:
+            return
+        for cls in built_in:
+            _add(cls)
+        _loaded = True  # before the entry points: a family may register itself when its module is imported
+    # Not under the lock: an import waits for other threads that import the same module, and they may wait for the lock.
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             cls = entry_point.load()
@@ -111,11 +117,12 @@ def _load_families() -> None:
 
 
 def _add(cls: type[Backbone]) -> None:
-    for other in _families.values():
-        if cls.family == other.family:
-            raise ValueError(
-                f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
-            )
-    if cls.__name__ in _families:
-        raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
-    _families[cls.__name__] = cls
+    with _lock:
+        for other in _families.values():
+            if cls.family == other.family:
+                raise ValueError(
+                    f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
+                )
+        if cls.__name__ in _families:
+            raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
+        _families[cls.__name__] = cls

@@ -35,6 +35,12 @@ class ConfigError(ValueError):
     """A mistake in a model YAML: says where, what was given, what is allowed and what to do."""
 
 
+class UnknownModuleError(ConfigError, KeyError):
+    """A module that nobody knows and that is called nearly like one of ours; a `KeyError`, as Ultralytics' own."""
+
+    __str__ = ValueError.__str__  # a KeyError would put its message in quotation marks
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a model YAML and what error messages call it."""
@@ -77,7 +83,8 @@ def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str
     close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
     for row in _parse_rows(config) if close and module in _modules(config) else ():
         if row.module == module:
-            raise row.error(f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?")
+            error = row.error(f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?")
+            raise UnknownModuleError(str(error))
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
@@ -138,6 +145,9 @@ def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]
 
 def _parse_rows(config: Mapping[str, Any]) -> list[Row]:
     where = f"{config['yaml_file']}, " if config.get("yaml_file") else ""
+    for part in ("backbone", "head"):
+        if not isinstance(config.get(part), list | tuple):
+            raise ConfigError(f"{where}{part!r} is {_flow(config.get(part))}; it must be a list of rows.")
     rows = []
     for number, row in enumerate([*_listed(config.get("backbone")), *_listed(config.get("head"))]):
         well_formed = isinstance(row, list | tuple) and len(row) == 4
@@ -154,14 +164,17 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
             raise row.error(f"{row.module} takes the image, so it must be the first row (row 0) of the model.")
     first = rows[0]
     if first.module not in families:
+        by_letters = {name.lower(): name for name in families}
+        if close := difflib.get_close_matches(first.module.lower(), by_letters, n=1, cutoff=0.8):
+            raise first.error(f"unknown module {first.module!r}. Did you mean {by_letters[close[0]]!r}?")
         tap = next(row for row in rows if row.module == TAP)
         raise tap.error(
             f"Tap takes its input from a backbone, and this model has none. "
             f"Make row 0 one of {', '.join(families)}, for example [-1, 1, EdgeViT, [xxs]]."
         )
-    if first.source != -1:
+    if not _is_whole(first.source) or first.source != -1:
         raise first.error(f"'from' is {first.source!r}; a backbone takes the image: write -1.")
-    if isinstance(first.repeats, bool) or first.repeats != 1:
+    if not _is_whole(first.repeats) or first.repeats != 1:
         raise first.error(f"repeats is {first.repeats!r}; a backbone cannot be repeated: write 1.")
     return first
 
@@ -183,6 +196,11 @@ def _backbone_args(row: Row, family: type[Backbone], config: Mapping[str, Any]) 
                 f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}]."
             )
         if scale not in letters:
+            if scale is None:
+                raise row.error(
+                    f"the variant depends on the scale letter ({', '.join(letters) or 'none'}), and this model has no "
+                    f"'scales'. Give one variant, {example}, or add scales."
+                )
             raise row.error(
                 f"no variant for scale {scale!r}. Allowed: {', '.join(letters) or 'none'}. "
                 f"Name the model with one of these letters (as in yolov5{next(iter(letters), 'n')}_...yaml), "
@@ -203,10 +221,22 @@ def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
     scales = config.get("scales")
     if not scales:
         return config.get("scale") or None
+    if not isinstance(scales, Mapping) or not all(_is_scale(factors) for factors in scales.values()):
+        raise row.error(
+            f"'scales' is {_flow(scales)}; it must map letters to [depth, width, largest number of channels]."
+        )
     scale = str(config.get("scale") or next(iter(scales)))
-    if scale not in scales:
+    if scale not in map(str, scales):
         raise row.error(f"no scale {scale!r} in this model's 'scales'. Allowed: {', '.join(map(str, scales))}.")
     return scale
+
+
+def _is_scale(factors: Any) -> bool:
+    return (
+        isinstance(factors, list | tuple)
+        and len(factors) == 3
+        and all(isinstance(factor, int | float) and not isinstance(factor, bool) for factor in factors)
+    )
 
 
 def _options(row: Row) -> dict[str, Any]:
@@ -264,13 +294,15 @@ def _offered_taps(family: type[Backbone], variant: str, in_channels: int) -> tup
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:
     """Which of the backbone's outputs a row takes; None for a row that takes none."""
     takes_backbone = backbone.number in row.sources
+    if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not _is_whole(row.source):
+        raise row.error(f"'from' is {_flow(row.source)}; write {backbone.number}.")
     if row.module == TAP:
         if row.sources != [backbone.number]:
             raise row.error(
                 f"Tap takes its input from row {row.source!r}, which is not a backbone. "
                 f"Write [{backbone.number}, 1, Tap, {_flow(row.args)}]."
             )
-        if row.repeats != 1:
+        if not _is_whole(row.repeats) or row.repeats != 1:
             raise row.error(f"repeats is {row.repeats!r}; a tap cannot be repeated: write 1.")
         if len(row.args) != 1 or row.args[0] not in taps:
             given = _flow(row.args[0]) if len(row.args) == 1 else _flow(row.args)
@@ -279,6 +311,8 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
     if not takes_backbone:
         return None
     if row.module != INDEX or row.sources != [backbone.number]:
+        if difflib.get_close_matches(row.module.lower(), [TAP.lower()], cutoff=0.8):
+            raise row.error(f"unknown module {row.module!r}. Did you mean {TAP!r}?")
         raise row.error(
             f"{row.module} takes its input from the backbone (row {backbone.number}), which gives a list of maps. "
             f"Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
@@ -288,6 +322,8 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
 
 def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int:
     """Check an `Index` row on the backbone: Ultralytics trusts its channel number, we know it."""
+    if not _is_whole(row.repeats) or row.repeats != 1:
+        raise row.error(f"repeats is {row.repeats!r}; an index cannot be repeated: write 1.")
     written, position = (*row.args, 0)[:2] if row.args else (None, 0)
     if isinstance(position, bool) or not isinstance(position, int) or not -len(taps) <= position < len(taps):
         raise row.error(f"index {position!r} is out of range; the backbone gives {len(taps)} maps: {', '.join(taps)}.")
@@ -311,7 +347,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _listed(rows: Any) -> list[Any]:
-    return rows if isinstance(rows, list) else []
+    return list(rows) if isinstance(rows, list | tuple) else []
 
 
 def _flow(value: Any) -> str:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -245,6 +246,13 @@ class FoldedParCBranch(fusion.SizeBound):
             out = conv(out, as_matrix=not fusion.is_recording() or records_matrix(self.format, conv.length))
         return x + out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None}  # computed anew: it is no part of a checkpoint or of a copy
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known = None
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _symbolic_branch(self, x: Tensor) -> Tensor:
         """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
         x = x * self.scale1 + symbolic_resize(self.shift1, self.axes[0], x)
@@ -256,8 +264,9 @@ class FoldedParCBranch(fusion.SizeBound):
     def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
         """The convolutions for maps of this size, computed once for each new size."""
         wanted = (height, width, self.kernel1.dtype, self.kernel1.device)
-        if self._known is not None and self._known[0] == wanted:
-            return self._known[1]
+        known = self._known  # once: another thread may be at work on another size
+        if known is not None and known[0] == wanted:
+            return known[1]
         if torch.compiler.is_compiling():  # what is symbolic there must not outlive it
             return self._compute_convs(height, width)
         with torch.inference_mode(False), torch.no_grad():

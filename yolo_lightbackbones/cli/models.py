@@ -123,12 +123,12 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
         )
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
+    except ConfigError:
+        raise
     except KeyError as error:  # what Ultralytics' parser makes of a module that it does not know
         raise UserError(
             f"{model} names a module that neither Ultralytics nor this plugin has: {error.args[0]}"
         ) from error
-    except ConfigError:
-        raise
     except (
         TypeError,
         ValueError,
