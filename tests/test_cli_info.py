@@ -241,7 +241,8 @@ def test_published_weights_are_recognised(tmp_path: Path) -> None:
         (["bad.yaml"], "m0_8.*m0_9"),
         (["*_repvit.yaml"], r"no model YAML \*_repvit\.yaml"),
         (["channels.yaml"], r"channels\.yaml: channels is \[3\]; it must be a whole number"),
-        (["scales.yaml"], r"cannot build scales\.yaml: not enough values"),
+        (["scales.yaml"], r"scales\.yaml, row 0 .*'scales' is .*must map letters to \[depth, width"),
+        (["stock.yaml"], r"cannot build stock\.yaml: not enough values"),
         (["bare.pt"], r"bare\.pt holds a Sequential and no model of Ultralytics around it"),
     ],
 )
@@ -255,6 +256,8 @@ def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
     )
     (tmp_path / "channels.yaml").write_text(yaml.safe_dump({**MODEL, "channels": [3]}))
     (tmp_path / "scales.yaml").write_text(yaml.safe_dump({**MODEL, "scales": {"n": [0.33]}}))
+    stock = {"nc": 1, "scales": {"n": [0.33]}, "backbone": [[-1, 1, "Conv", [8]]], "head": [[[0], 1, "Detect", [1]]]}
+    (tmp_path / "stock.yaml").write_text(yaml.safe_dump(stock))
     if "bare.pt" in arguments:
         from ultralytics.nn.tasks import DetectionModel
 
