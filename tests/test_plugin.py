@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,20 @@ def test_unregister_bears_a_list_of_callbacks_that_somebody_has_cleared(monkeypa
     base.default_callbacks["on_export_start"][:] = kept[:1]
 
 
-def test_threads_register_once() -> None:
+def test_threads_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     yolo_lightbackbones.unregister()
     yolo_lightbackbones.register()
     patches = len(plugin._undo)
     yolo_lightbackbones.unregister()
+    look = plugin._seams
+
+    def slowly(*modules: Any) -> Any:  # so that the others arrive meanwhile
+        time.sleep(0.01)
+        return look(*modules)
+
+    monkeypatch.setattr(plugin, "_seams", slowly)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: yolo_lightbackbones.register(), range(32)))
     assert len(plugin._undo) == patches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
@@ -123,6 +124,13 @@ def test_a_family_needs_a_name_and_variants(missing: str) -> None:
 
 
 def test_threads_load_the_families_once(fresh_registry: pytest.MonkeyPatch) -> None:
+    import_module = registry.importlib.import_module
+
+    def slowly(name: str) -> Any:  # so that the others arrive meanwhile
+        time.sleep(0.01)
+        return import_module(name)
+
+    fresh_registry.setattr(registry.importlib, "import_module", slowly)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: list_backbones(), range(32))) == [NAMES] * 32
 

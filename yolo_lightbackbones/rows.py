@@ -79,12 +79,11 @@ def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str
     Raises:
         ConfigError: naming the row and the module that is meant.
     """
-    by_letters = {name.lower(): name for name in ours}
-    close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
-    for row in _parse_rows(config) if close and module in _modules(config) else ():
+    if (meant := _meant(module, ours)) is None or module not in _modules(config):
+        return
+    for row in _parse_rows(config):
         if row.module == module:
-            error = row.error(f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?")
-            raise UnknownModuleError(str(error))
+            raise UnknownModuleError(str(row.error(meant)))
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
@@ -164,9 +163,8 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
             raise row.error(f"{row.module} takes the image, so it must be the first row (row 0) of the model.")
     first = rows[0]
     if first.module not in families:
-        by_letters = {name.lower(): name for name in families}
-        if close := difflib.get_close_matches(first.module.lower(), by_letters, n=1, cutoff=0.8):
-            raise first.error(f"unknown module {first.module!r}. Did you mean {by_letters[close[0]]!r}?")
+        if meant := _meant(first.module, families):
+            raise first.error(meant)
         tap = next(row for row in rows if row.module == TAP)
         raise tap.error(
             f"Tap takes its input from a backbone, and this model has none. "
@@ -311,8 +309,8 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
     if not takes_backbone:
         return None
     if row.module != INDEX or row.sources != [backbone.number]:
-        if difflib.get_close_matches(row.module.lower(), [TAP.lower()], cutoff=0.8):
-            raise row.error(f"unknown module {row.module!r}. Did you mean {TAP!r}?")
+        if meant := _meant(row.module, [TAP]):
+            raise row.error(meant)
         raise row.error(
             f"{row.module} takes its input from the backbone (row {backbone.number}), which gives a list of maps. "
             f"Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
@@ -340,6 +338,13 @@ def _modules(config: Mapping[str, Any]) -> list[str]:
     """What the rows of a model config call their modules, as far as they are rows."""
     rows = [row for part in ("backbone", "head") for row in _listed(config.get(part))]
     return [row[2] for row in rows if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str)]
+
+
+def _meant(module: str, ours: Collection[str]) -> str | None:
+    """What to say of a module that is called nearly like one of ours."""
+    by_letters = {name.lower(): name for name in ours}
+    close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
+    return f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?" if close else None
 
 
 def _is_whole(value: Any) -> bool:

@@ -56,11 +56,7 @@ def inspect(path: Path) -> Whole:
                 # At an eighth of its size a JPEG takes a fraction of the time, and all of its data is still read.
                 image.draft("RGB", (image.width // 8, image.height // 8))
                 image.load()
-        except (
-            SyntaxError,
-            OverflowError,
-            MemoryError,
-        ) as error:  # what Pillow raises about headers that make no sense
+        except (SyntaxError, OverflowError, MemoryError) as error:  # what headers without sense make Pillow raise
             raise ValueError(f"not an image: {error}") from error
     return Whole(width, height, image.format != "JPEG" or _ends_as_jpeg(path))
 

@@ -6,6 +6,7 @@ compared, not overwritten; so a run that was interrupted is simply repeated.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -170,9 +171,10 @@ def _check_images(work: _Work, record: Record, step: Callable[[], None]) -> None
 
 def _clear_scratch(root: Path) -> None:
     """Remove what runs that were killed have left; a day old, for another one may be at work."""
-    for folder in root.glob(f"{SCRATCH}*/"):
-        if time.time() - folder.stat().st_mtime > _DAY:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in root.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(FileNotFoundError):  # the other one has just removed it
+            if time.time() - folder.stat().st_mtime > _DAY:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
