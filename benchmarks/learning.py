@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
 SIZED = ("imgsz", "epochs")
 """What a trial can change of a size: it is then another size, with a table of its own."""
 BAR = 0.97
-OPTIONS = ("init",)
+OPTIONS = ("init", "tap_norm")
 """What can be tried of the backbone row in the model YAML; everything else is an argument of `yolo train`."""
 
 Row = dict[str, Any]

@@ -129,6 +129,7 @@ class FamilyContract:
         taps: Sequence[str] = TAPS,
         drop_path_rate: float | None = None,
         input_norm: InputNormMode = "auto",
+        normed_taps: Sequence[str] = (),
     ) -> Backbone:
         """A backbone in eval mode with randomised weights; of the smallest variant unless one is named."""
         backbone = create_backbone(
@@ -137,6 +138,7 @@ class FamilyContract:
             taps=taps,
             drop_path_rate=drop_path_rate,
             input_norm=input_norm,
+            normed_taps=normed_taps,
         )
         randomise(backbone)
         return backbone.eval()
@@ -269,7 +271,45 @@ class FamilyContract:
         with pytest.raises(ValueError, match="input_norm is 'imagenet'; it must be one of auto, none"):
             self.build(input_norm="imagenet")  # type: ignore[arg-type]
 
+    def test_wrong_normed_taps(self) -> None:
+        with pytest.raises(ValueError, match=r"normed_taps are \('P2',\); they must be among the taps, P3, P5"):
+            self.build(taps=("P3", "P5"), normed_taps=("P2",))
+
     # --- numbers ------------------------------------------------------------------------------------------------------
+
+    def test_normed_taps(self) -> None:
+        taps = TAPS[1:]
+        plain, normed = self.build(), self.build(normed_taps=taps)
+        added = set(normed.state_dict()) - set(plain.state_dict())
+        assert {key.rpartition(".")[0] for key in added} == {f"tap_norms.{tap}" for tap in taps}
+        before = {key: normed.state_dict()[key].clone() for key in added}
+        normed.load_state_dict(plain.state_dict())  # strict: what is published has none
+        for key in added:
+            torch.testing.assert_close(normed.state_dict()[key], before[key], rtol=0, atol=0)
+        image = random_image(64, 96)
+        first, *others = run(plain, image)
+        wanted = [first]
+        for tap, feature in zip(taps, others, strict=True):
+            weight, bias, mean, var = (
+                before[f"tap_norms.{tap}.{name}"][:, None, None]
+                for name in ("weight", "bias", "running_mean", "running_var")
+            )
+            wanted.append((feature - mean) / (var + 1e-5).sqrt() * weight + bias)
+        assert_features(run(normed, image), wanted, 1e-6)
+        fused = fusion.fuse(normed)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.tap_norms.modules())
+        assert_features(run(fused, image), wanted, 1e-5)
+
+    def test_normed_taps_learn(self) -> None:
+        backbone = self.build(taps=("P3", "P5"), normed_taps=("P3", "P5")).train()
+        torch.manual_seed(0)
+        features = backbone(random_image(64, 64, batch=4))
+        for feature in features:  # batch statistics: the affine part is all that is left of a scale
+            assert feature.std((0, 2, 3)).max() < 1
+        sum((feature**2).sum() for feature in features).backward()
+        for norm in backbone.tap_norms.parameters():
+            assert norm.grad is not None
+            assert norm.grad.abs().max() > 0
 
     def test_input_norm_equals_an_image_prepared_by_hand(self) -> None:
         backbone, bare = self.build(), self.build(input_norm="none")

@@ -279,6 +279,35 @@ def test_unknown_keys_are_not_mistaken_for_stages_that_were_not_built(tmp_path: 
 # --- image channels ---------------------------------------------------------------------------------------------------
 
 
+def test_norms_behind_taps_keep_their_values_where_a_file_has_none(tmp_path: Path) -> None:
+    path = save(official_state("edgevit"), tmp_path / "published.pth")
+    backbone = blank("edgevit_xxs", taps=("P3", "P4"), normed_taps=("P3", "P4"))
+    torch.nn.init.constant_(backbone.tap_norms["P3"].weight, 0.5)
+    report = load_weights(backbone, path)
+    assert not report.missing
+    assert not any(key.startswith("tap_norms") for key in (*report.loaded, *report.dropped))
+    assert (backbone.tap_norms["P3"].weight == 0.5).all()
+
+
+def test_norms_behind_taps_are_carried_to_the_same_taps(tmp_path: Path) -> None:
+    state = own_state("edgevit_xxs", taps=("P4", "P5"), normed_taps=("P4", "P5"))
+    path = save(state, tmp_path / "own.safetensors")
+    backbone = blank("edgevit_xxs", taps=("P3", "P4"), normed_taps=("P3", "P4"))
+    report = load_weights(backbone, path)
+    assert torch.equal(backbone.tap_norms["P4"].running_mean, state["tap_norms.P4.running_mean"])
+    assert (backbone.tap_norms["P3"].running_mean == 0).all()
+    assert {key for key in report.dropped if "tap_norms" in key} == {key for key in state if "tap_norms.P5" in key}
+    report = load_weights(plain := blank("edgevit_xxs"), path)
+    assert not plain.tap_norms
+    assert set(report.dropped) == {key for key in state if "tap_norms" in key}
+
+
+def test_a_wrong_variant_is_recognised_by_more_than_its_norms_behind_taps(tmp_path: Path) -> None:
+    path = save(own_state("edgevit_xs", normed_taps=("P3", "P4", "P5")), tmp_path / "own.pth")
+    with pytest.raises(ValueError, match="this is edgevit_xs; you asked for edgevit_xxs"):
+        load_weights(blank("edgevit_xxs", normed_taps=("P3", "P4", "P5")), path)
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_grey_images_look_as_before(name: str, tmp_path: Path) -> None:
     file = save(own_state(name), tmp_path / "x.pth")

@@ -37,6 +37,10 @@ def model(**rows_by_number: Any) -> dict[str, Any]:
     return config
 
 
+USED = ("P3", "P4", "P5")
+"""The taps of `model()`."""
+
+
 def translate(config: dict[str, Any], in_channels: int = 3) -> dict[str, Any]:
     return rows.translate(config, in_channels, families())
 
@@ -46,7 +50,7 @@ def test_taps_become_index_rows_with_their_channels() -> None:
     before = copy.deepcopy(config)
     out = translate(config)
     assert out["backbone"] == [
-        [-1, 1, "EdgeViT", ["edgevit_xxs", 3, ("P2", "P3", "P4", "P5"), None, "auto"]],
+        [-1, 1, "EdgeViT", ["edgevit_xxs", 3, ("P2", "P3", "P4", "P5"), None, "auto", "published", USED]],
         [0, 1, "Index", [72, 1]],
         [0, 1, "Index", [144, 2]],
         [0, 1, "Index", [288, 3]],
@@ -74,22 +78,25 @@ def test_a_plain_variant_needs_no_mapping(spelling: str) -> None:
 
 def test_options_and_image_channels_reach_the_backbone() -> None:
     out = translate(model(row0="[-1, 1, EdgeViT, [xs, {drop_path_rate: 0.2, input_norm: none}]]"), in_channels=4)
-    assert out["backbone"][0][3] == ["edgevit_xs", 4, ("P2", "P3", "P4", "P5"), 0.2, "none"]
+    assert out["backbone"][0][3][:5] == ["edgevit_xs", 4, ("P2", "P3", "P4", "P5"), 0.2, "none"]
 
 
 @pytest.mark.parametrize(
-    ("row", "start"),
+    ("row", "others"),
     [
         ("RepViT, [m0_9]", ["scratch"]),
         ("RepViT, [m0_9, {init: published}]", []),
-        ("Conv2Former, [n]", ["scratch"]),
+        ("RepViT, [m0_9, {init: published, tap_norm: batch}]", ["published", USED]),
+        ("Conv2Former, [n]", ["scratch", USED]),
+        ("Conv2Former, [n, {tap_norm: none}]", ["scratch"]),
         ("ParCNet, [xs]", ["scratch"]),
-        ("EdgeViT, [xs]", []),
-        ("EdgeViT, [xs, {init: scratch}]", ["scratch"]),
+        ("EdgeViT, [xs]", ["published", USED]),
+        ("EdgeViT, [xs, {tap_norm: none}]", []),
+        ("EdgeViT, [xs, {init: scratch}]", ["scratch", USED]),
     ],
 )
-def test_how_random_weights_are_drawn(row: str, start: list[str]) -> None:
-    assert translate(model(row0=f"[-1, 1, {row}]"))["backbone"][0][3][3:] == [None, "auto", *start]
+def test_how_weights_start_and_what_is_behind_taps(row: str, others: list[str]) -> None:
+    assert translate(model(row0=f"[-1, 1, {row}]"))["backbone"][0][3][3:] == [None, "auto", *others]
 
 
 def test_index_rows_with_the_right_channels_pass() -> None:
@@ -120,6 +127,7 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
         ({"row0": "[-1, 1, EdgeViT, [xxs, {}, 3]]"}, r"row 0.*3 arguments"),
         ({"row0": "[-1, 1, EdgeViT, [{drop_path_rate: 0.1}]]"}, r"row 0.*'drop_path_rate' is an option; the variant comes first"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_rate: 0.1}]]"}, r"row 0.*unknown option 'drop_rate'. Allowed: drop_path_rate, input_norm"),
+        ({"row0": "[-1, 1, EdgeViT, [xxs, {tap_norm: layer}]]"}, r"row 0.*tap_norm is 'layer'; it must be one of none, batch"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {init: random}]]"}, r"row 0.*init is 'random'; it must be one of published, scratch"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: high}]]"}, r"row 0.*drop_path_rate is 'high'; it must be a number"),
         ({"row0": "[-1, 1, EdgeViT, [xxs, {drop_path_rate: true}]]"}, r"drop_path_rate is True; it must be a number"),

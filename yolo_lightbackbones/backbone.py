@@ -28,6 +28,11 @@ INPUT_NORM_MODES: tuple[InputNormMode, ...] = ("auto", "none")
 InitMode = Literal["published", "scratch"]
 INIT_MODES: tuple[InitMode, ...] = ("published", "scratch")
 
+TapNormMode = Literal["none", "batch"]
+TAP_NORM_MODES: tuple[TapNormMode, ...] = ("none", "batch")
+TAP_NORMS = "tap_norms"
+"""What the names of their parameters begin with; no published file has any."""
+
 
 @dataclass(frozen=True)
 class InputConvention:
@@ -116,6 +121,14 @@ class Stage(nn.Module):
         return tapped, x
 
 
+class TapNorm(layers.BatchNorm2d):
+    """BatchNorm behind a tap; keeps its values where the weights to be loaded have none for it, as published ones."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if any(key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *others)
+
+
 class Backbone(fusion.Fusible):
     """Base of all families: takes an image (B, C, H, W), returns a list with one tensor per tap, shallow to deep.
 
@@ -129,6 +142,8 @@ class Backbone(fusion.Fusible):
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
         init: what the random weights are: `"published"`, or `"scratch"`, with which detectors learn sooner: PyTorch's
             own, and gates of squeeze-and-excitation that start open.
+        normed_taps: which of the taps get a BatchNorm behind them, which no published implementation has: for necks
+            that join a tap with maps of their own, beside which a sum that nothing normalises is many times larger.
 
     Raises:
         ValueError: for an unknown variant, tap, input norm, init or a drop path rate outside 0..1.
@@ -142,6 +157,9 @@ class Backbone(fusion.Fusible):
     row_init: ClassVar[InitMode] = "published"
     """The `init` of a backbone row in a model YAML that gives none: which of them a detector learns faster with from
     scratch, see docs/accuracy.md."""
+    row_tap_norm: ClassVar[TapNormMode] = "none"
+    """The `tap_norm` of such a row, whether the taps that are used are normed: `"batch"` where a stage's output is a
+    sum that nothing has normalised."""
     size_divisibility: int = 32
     """Height and width of the image must be multiples of this."""
 
@@ -153,6 +171,7 @@ class Backbone(fusion.Fusible):
         drop_path_rate: float | None = None,
         input_norm: InputNormMode = "auto",
         init: InitMode = "published",
+        normed_taps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         config = self.variants[self.resolve_variant(variant)] if isinstance(variant, str) else variant
@@ -163,6 +182,8 @@ class Backbone(fusion.Fusible):
             raise ValueError(f"input_norm is {input_norm!r}; it must be one of {', '.join(INPUT_NORM_MODES)}.")
         if init not in INIT_MODES:
             raise ValueError(f"init is {init!r}; it must be one of {', '.join(INIT_MODES)}.")
+        if not set(normed_taps) <= set(taps):
+            raise ValueError(f"normed_taps are {tuple(normed_taps)!r}; they must be among the taps, {', '.join(taps)}.")
 
         normalised = input_norm == "auto" and in_channels == 3 and self.input_convention != InputConvention()
         self.input_norm: nn.Module = InputNorm(self.input_convention) if normalised else nn.Identity()
@@ -179,6 +200,7 @@ class Backbone(fusion.Fusible):
         self.taps = tuple(taps)
         self.out_channels = tuple(outputs[tap].channels for tap in self.taps)
         self.reductions = tuple(outputs[tap].reduction for tap in self.taps)
+        self.tap_norms = nn.ModuleDict({tap: TapNorm(outputs[tap].channels) for tap in taps if tap in normed_taps})
 
     def build_stem(self, config: Any, in_channels: int) -> nn.Module:
         """From the normalised image to the input of the first stage; its first parameter is a convolution's weight."""
@@ -197,9 +219,14 @@ class Backbone(fusion.Fusible):
         features = []
         for stage in self._stages():
             tapped, x = stage(x)
-            if _level(stage) in self.taps:
-                features.append(tapped)
+            if (level := _level(stage)) in self.taps:
+                features.append(self.tap_norms[level](tapped) if level in self.tap_norms else tapped)
         return features
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if TAP_NORMS not in self._modules:  # pickled before there were any
+            self.tap_norms = nn.ModuleDict()
 
     def fold(self) -> Backbone:
         if isinstance(self.input_norm, InputNorm):
@@ -209,6 +236,9 @@ class Backbone(fusion.Fusible):
                 self.stem.set_submodule(name, conv)
             else:
                 self.stem = conv
+        for tap, norm in self.tap_norms.items():
+            assert isinstance(norm, TapNorm)
+            self.tap_norms[tap] = fusion.batchnorm_to_conv(norm)
         return self
 
     def no_weight_decay(self) -> set[str]:

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from yolo_lightbackbones.backbone import TAPS, Backbone, InitMode, InputNormMode
 
@@ -71,6 +71,7 @@ def create_backbone(
     drop_path_rate: float | None = None,
     input_norm: InputNormMode = "auto",
     init: InitMode = "published",
+    normed_taps: Sequence[str] = (),
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
@@ -82,7 +83,10 @@ def create_backbone(
     wanted = name.strip().lower().replace(".", "_")
     for cls in families().values():
         if wanted.startswith(f"{cls.family}_"):
-            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, init)
+            # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
+            others: Any = {} if init == "published" else {"init": init}
+            others |= {"normed_taps": normed_taps} if normed_taps else {}
+            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, **others)
     names = list_backbones()
     raise ValueError(f"Unknown backbone {name!r}.{_hint(wanted, names)} Allowed: {', '.join(names)}.")
 

@@ -2,7 +2,7 @@
 
 A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
 
-    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto]]
+    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto, ...]]
     [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
 
 Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
@@ -22,13 +22,17 @@ from typing import Any
 
 import torch
 
-from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAPS, Backbone
+from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAP_NORM_MODES, TAPS, Backbone
 from yolo_lightbackbones.blocks import BlockRow
 
 TAP = "Tap"
 INDEX = "Index"
-OPTIONS = ("drop_path_rate", "input_norm", "init")
-MODES: Mapping[str, Collection[str]] = {"input_norm": INPUT_NORM_MODES, "init": INIT_MODES}
+MODES: Mapping[str, Collection[str]] = {
+    "input_norm": INPUT_NORM_MODES,
+    "init": INIT_MODES,
+    "tap_norm": TAP_NORM_MODES,
+}
+OPTIONS = ("drop_path_rate", *MODES)
 
 
 class ConfigError(ValueError):
@@ -115,7 +119,13 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
         position = positions.get(row.number)
         if row is backbone:
             args = [variant, in_channels, needed, options.get("drop_path_rate"), options.get("input_norm", "auto")]
-            args += [init] if (init := options.get("init", family.row_init)) != "published" else []
+            init = options.get("init", family.row_init)
+            normed = options.get("tap_norm", family.row_tap_norm) == "batch"
+            # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
+            if normed:  # the taps that nobody uses would have norms that nobody trains
+                args += [init, tuple(tap for number, tap in enumerate(taps) if number in used)]
+            elif init != "published":
+                args.append(init)
             translated.append([row.source, row.repeats, row.module, args])
         elif position is not None:
             translated.append([row.source, row.repeats, INDEX, [channels[position], position]])

@@ -228,6 +228,7 @@ class Conv2Former(Backbone):
     variants = VARIANTS
     input_convention = IMAGENET
     row_init = "scratch"
+    row_tap_norm = "batch"
 
     def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
         return Stem(in_channels, config.dims[0])

@@ -271,6 +271,7 @@ class EdgeViT(Backbone):
     family = "edgevit"
     variants = VARIANTS
     input_convention = IMAGENET
+    row_tap_norm = "batch"
 
     def build_stem(self, config: EdgeViTConfig, in_channels: int) -> PatchEmbed:
         return PatchEmbed(in_channels, config.embed_dims[0], patch_size=4)

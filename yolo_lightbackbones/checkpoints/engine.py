@@ -33,7 +33,8 @@ class LoadReport:
     Args:
         layout: whose parameter names the file has: `yolo_lightbackbones`, `official`, `timm`, ...
         loaded: the backbone's keys that were filled.
-        dropped: the file's keys that were expected and not needed: heads, and stages that the backbone did not build.
+        dropped: the file's keys that were expected and not needed: heads, stages that the backbone did not build, and
+            norms behind taps that it does not have.
         missing: the backbone's keys that kept their values. Only with `strict=False`.
         unexpected: the file's keys that found no place. Only with `strict=False`.
     """
@@ -162,7 +163,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     for ours, sources in best.placed.items():
         if ours not in target:
             keys = [key for key, _ in sources]
-            (plan.dropped if ours in unbuilt else plan.unmatched).extend(keys)
+            (plan.dropped if ours in unbuilt or identify.is_tap_norm(ours) else plan.unmatched).extend(keys)
         elif len(sources) > 1:
             plan.colliding[ours] = [key for key, _ in sources]
         else:
@@ -173,8 +174,8 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
                 plan.misfits[key] = (ours, wrong)
             else:
                 plan.copies[ours] = tensor
-    # A counter that only a momentum of None would read; some tools leave it out.
-    optional = {key for key in target if key.endswith(".num_batches_tracked")}
+    # A counter that only a momentum of None would read, some tools leave it out; and norms that no published file has.
+    optional = {key for key in target if key.endswith(".num_batches_tracked") or identify.is_tap_norm(key)}
     plan.missing = [key for key in target if key not in best.placed and key not in optional]
     return plan
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import TAPS, Backbone
+from yolo_lightbackbones.backbone import TAP_NORMS, TAPS, Backbone
 from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -126,9 +126,15 @@ def _built(family: type[Backbone], variant: str, taps: tuple[str, ...], in_chann
         return _shapes(family(variant, in_channels, taps))
 
 
+def is_tap_norm(key: str) -> bool:
+    """Whether one of our names is of a norm behind a tap, which is no part of a variant."""
+    return key.startswith(f"{TAP_NORMS}.")
+
+
 def _shapes(backbone: Backbone) -> Shapes:
-    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items() if not is_tap_norm(key)}
 
 
 def _shapes_of(converted: Converted) -> Shapes:
-    return {ours: tuple(sources[0][1].shape) for ours, sources in converted.placed.items()}
+    placed = converted.placed.items()
+    return {ours: tuple(sources[0][1].shape) for ours, sources in placed if not is_tap_norm(ours)}

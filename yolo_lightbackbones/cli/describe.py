@@ -84,11 +84,16 @@ def _used_backbone(net: Any, place: str, backbone: Backbone, costs: Costs, size:
 
 
 def _stage_names(backbone: Backbone, prefix: str = "") -> list[str]:
-    return [f"{prefix}stem", *(f"{prefix}stages.{number}" for number in range(len(backbone.stages)))]
+    stages = [f"{prefix}stem", *(f"{prefix}stages.{number}" for number in range(len(backbone.stages)))]
+    return [*stages, *_tap_norm_names(backbone, prefix)]
+
+
+def _tap_norm_names(backbone: Backbone, prefix: str) -> list[str]:
+    return [f"{prefix}tap_norms.{tap}" for tap in backbone.tap_norms]
 
 
 def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str = "") -> list[dict[str, Any]]:
-    """Stem and stages, shallow to deep."""
+    """Stem and stages, shallow to deep, and the norms behind the taps as one."""
     from yolo_lightbackbones.backbone import Stage
 
     taps = dict(zip(backbone.reductions, backbone.taps, strict=True))
@@ -110,6 +115,9 @@ def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str
                 **_numbers(costs.parts[f"{prefix}stages.{number}"]),
             }
         )
+    if norms := [_numbers(costs.parts[name]) for name in _tap_norm_names(backbone, prefix)]:
+        sums = {key: sum(norm[key] for norm in norms) for key in norms[0]}
+        found.append({"name": "tap norms", "blocks": None, "channels": None, "reduction": None, "tap": None, **sums})
     return found
 
 
