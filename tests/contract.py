@@ -294,7 +294,7 @@ class FamilyContract:
                 before[f"tap_norms.{tap}.{name}"][:, None, None]
                 for name in ("weight", "bias", "running_mean", "running_var")
             )
-            wanted.append((feature - mean) / (var + 1e-5).sqrt() * weight + bias)
+            wanted.append((feature / 16 - mean) / (var + 1e-5).sqrt() * weight + bias)  # a 16th, as it says
         assert_features(run(normed, image), wanted, 1e-6)
         fused = fusion.fuse(normed)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.tap_norms.modules())

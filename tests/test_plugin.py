@@ -171,7 +171,7 @@ def test_the_image_channels_of_the_data_reach_the_stem() -> None:
 def test_published_eps_survives_initialize_weights_and_gflops_are_counted(detector: Any) -> None:
     ours = [m for m in detector.model[0].modules() if isinstance(m, nn.BatchNorm2d)]
     assert ours
-    assert {type(m) for m in ours} == {BatchNorm2d}
+    assert all(isinstance(m, BatchNorm2d) for m in ours)
     assert {m.eps for m in ours} == {1e-5}
     assert {m.eps for m in detector.model[4].modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
 
