@@ -286,6 +286,7 @@ class FamilyContract:
         normed.load_state_dict(plain.state_dict())  # strict: what is published has none
         for key in added:
             torch.testing.assert_close(normed.state_dict()[key], before[key], rtol=0, atol=0)
+        plain.load_state_dict(normed.state_dict())  # and the other way round
         image = random_image(64, 96)
         first, *others = run(plain, image)
         wanted = [first]
@@ -299,6 +300,13 @@ class FamilyContract:
         fused = fusion.fuse(normed)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.tap_norms.modules())
         assert_features(run(fused, image), wanted, 1e-5)
+
+    def test_norms_behind_taps_start_as_the_identity(self) -> None:
+        plain = self.build()
+        normed = create_backbone(f"{self.family}_{self.smallest}", normed_taps=TAPS).eval()
+        normed.load_state_dict(plain.state_dict())
+        image = random_image(64, 96)
+        assert_features(run(normed, image), run(plain, image), 1e-6)
 
     def test_normed_taps_learn(self) -> None:
         backbone = self.build(taps=("P3", "P5"), normed_taps=("P3", "P5")).train()

@@ -122,13 +122,18 @@ class Stage(nn.Module):
 
 
 class TapNorm(layers.BatchNorm2d):
-    """BatchNorm behind a tap; keeps its values where the weights to be loaded have none for it, as published ones.
+    """BatchNorm behind a tap. It starts as the identity, for as long as it sees no batch.
 
     Its statistics are of a 16th of the map. Checkpoints have them in half precision, which ends at a variance of 65504,
     a standard deviation of 256, and sums that nothing normalises come near that within a few hundred updates.
     """
 
     share = 1 / 16
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        assert self.running_var is not None
+        self.running_var.fill_(self.share**2 - self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x * self.share)
@@ -139,8 +144,16 @@ class TapNorm(layers.BatchNorm2d):
         return fusion.scale_inputs(conv, conv.weight.new_full((conv.in_channels,), self.share))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Keep what is here where the weights to be loaded have none for it, as published ones."""
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+class TapNorms(nn.ModuleDict):
+    """Tap -> its norm; weights of other norms than these may be loaded, and are left out."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Nothing: it has no tensors of its own, and calls none unexpected."""
 
 
 class Backbone(fusion.Fusible):
@@ -214,7 +227,7 @@ class Backbone(fusion.Fusible):
         self.taps = tuple(taps)
         self.out_channels = tuple(outputs[tap].channels for tap in self.taps)
         self.reductions = tuple(outputs[tap].reduction for tap in self.taps)
-        self.tap_norms = nn.ModuleDict({tap: TapNorm(outputs[tap].channels) for tap in taps if tap in normed_taps})
+        self.tap_norms = TapNorms({tap: TapNorm(outputs[tap].channels) for tap in taps if tap in normed_taps})
 
     def build_stem(self, config: Any, in_channels: int) -> nn.Module:
         """From the normalised image to the input of the first stage; its first parameter is a convolution's weight."""
@@ -240,7 +253,7 @@ class Backbone(fusion.Fusible):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if TAP_NORMS not in self._modules:  # pickled before there were any
-            self.tap_norms = nn.ModuleDict()
+            self.tap_norms = TapNorms()
 
     def fold(self) -> Backbone:
         if isinstance(self.input_norm, InputNorm):
