@@ -247,7 +247,7 @@ def test_a_frozen_backbone_stays_and_the_rest_learns(run: Run, converted: Path, 
     assert changed
     assert int(changed[1]) > 100
     assert int(changed[2]) > 50
-    # what the script says of itself, seen in the file: EdgeViT-XXS has 3,778,128 parameters, its norms behind taps 1,008
+    # what the script says of itself; EdgeViT-XXS has 3,778,128 parameters, its norms behind three taps 1,008
     counted = re.search(r"Trainable: ([\d,]+) of ([\d,]+)", out)
     assert counted
     trainable, total = counted.groups()
