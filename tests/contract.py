@@ -308,6 +308,12 @@ class FamilyContract:
         image = random_image(64, 96)
         assert_features(run(normed, image), run(plain, image), 1e-6)
 
+    def test_pickles_from_before_norms_behind_taps_work(self) -> None:
+        backbone = self.build()
+        image, old = random_image(64, 32), copy.deepcopy(backbone)
+        del old._modules["tap_norms"]
+        assert_features(run(pickle.loads(pickle.dumps(old)), image), run(backbone, image), 0)
+
     def test_normed_taps_learn(self) -> None:
         backbone = self.build(taps=("P3", "P5"), normed_taps=("P3", "P5")).train()
         torch.manual_seed(0)

@@ -276,7 +276,7 @@ def test_unknown_keys_are_not_mistaken_for_stages_that_were_not_built(tmp_path: 
         load_weights(blank("repvit_m0_6", taps=("P2",)), save(state, tmp_path / "x.pth"))
 
 
-# --- image channels ---------------------------------------------------------------------------------------------------
+# --- norms behind taps ------------------------------------------------------------------------------------------------
 
 
 def test_norms_behind_taps_keep_their_values_where_a_file_has_none(tmp_path: Path) -> None:
@@ -306,6 +306,9 @@ def test_a_wrong_variant_is_recognised_by_more_than_its_norms_behind_taps(tmp_pa
     path = save(own_state("edgevit_xs", normed_taps=("P3", "P4", "P5")), tmp_path / "own.pth")
     with pytest.raises(ValueError, match="this is edgevit_xs; you asked for edgevit_xxs"):
         load_weights(blank("edgevit_xxs", normed_taps=("P3", "P4", "P5")), path)
+
+
+# --- image channels ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SMALLEST)
