@@ -270,9 +270,13 @@ def main() -> None:
     folder = arguments.images or _digits()
     images = [str(path) for path in sorted(folder.iterdir()) if path.suffix in {".jpg", ".png"}][:IMAGES]
     options = {"images": images, "imgsz": arguments.imgsz, "data": arguments.data}
+    given = ["--train"] if arguments.train else []
+    given += ["--weights FAMILY=best.pt ..."] if arguments.weights else []
+    given += [f"--data {Path(arguments.data).name}"] if arguments.data != parser.get_default("data") else []
+    given += ["--images FOLDER"] if arguments.images else []
     where = {
         "data": Path(arguments.data).stem,
-        "command": "python benchmarks/exports.py --train" if arguments.train else "python benchmarks/exports.py",
+        "command": " ".join(["python benchmarks/exports.py", *given]),
         "pictures": f"{len(images)} {'images of a folder' if arguments.images else 'images of the digits'}",
         "imgsz": arguments.imgsz,
     }

@@ -104,8 +104,13 @@ def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
     return {"family": family, "start": start, "seed": seed, "map50": metrics.box.map50, "map": metrics.box.map}
 
 
+def results() -> list[Row]:
+    rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    return rows
+
+
 def report() -> None:
-    rows: list[Row] = json.loads(RESULTS.read_text())
+    rows = results()
     detector, classifier = (", ".join(f"{k} {v}" for k, v in settings.items()) for settings in (DETECT, CLASSIFY))
     lines = [
         f"Detector: {detector}. Classifier: {classifier}. Test split,",
@@ -146,12 +151,12 @@ def main() -> None:
         pretrained(family, digits, folder)
         for seed in arguments.seeds:
             for start in STARTS:
-                rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-                if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in rows}:
+                if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in results()}:
                     continue
-                rows.append(detect(family, start, seed, data, folder))
+                row = detect(family, start, seed, data, folder)
+                rows = [*results(), row]  # read again: another process may have added one meanwhile
                 RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-                print("RESULT", rows[-1], flush=True)
+                print("RESULT", row, flush=True)
     report()
 
 
