@@ -4,9 +4,9 @@
 
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
-scratch, everything else equal, and from that with the family's recipe for pretrained weights. Writes docs/transfer.json
-as results come; runs that are there are not repeated. At the end, or with `--report` alone, docs/accuracy.md gets the
-table.
+scratch, with the family's recipe for a few hundred images both times, and from that with its recipe for pretrained
+weights. Writes docs/transfer.json as results come; runs that are there are not repeated. At the end, or with `--report`
+alone, docs/accuracy.md gets the table.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -28,8 +29,8 @@ FAMILIES = ("repvit", "edgevit")
 SIDE = 64  # pixels of a single digit
 COPIES = 2  # of each scan, in other colours
 STARTS = {
-    "scratch": ("scratch", False),
-    "pretrained": ("scratch", True),
+    "scratch": ("few_images", False),
+    "pretrained": ("few_images", True),
     "pretrained, its recipe": ("pretrained", True),
 }
 """Start -> which of the family's recipes, and whether with the weights of the classifier's backbone."""
@@ -49,12 +50,14 @@ def single_digits(detection: Path, folder: Path) -> Path:
 
     if folder.is_dir():
         return folder
+    half_made = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(half_made, ignore_errors=True)
     sources = json.loads((detection / "sources.json").read_text())["images"]
     scans = sorted({scan for name, used in sources.items() if name.startswith("train/") for scan in used})
     bundle, rng = load_digits(), np.random.default_rng(0)
     for number, scan in enumerate(scans):
         split = "val" if number % 10 == 0 else "train"
-        place = folder / split / CLASS_NAMES[bundle.target[scan]]
+        place = half_made / split / CLASS_NAMES[bundle.target[scan]]
         place.mkdir(parents=True, exist_ok=True)
         for copy in range(COPIES):
             ink = cv2.resize(bundle.images[scan] / 16, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 1)[
@@ -65,27 +68,37 @@ def single_digits(detection: Path, folder: Path) -> Path:
                 pen = 255 - pen if abs(paper.mean() - 127) > 30 else np.zeros(3)
             picture = paper + ink * (pen - paper) + rng.normal(0, 5, (SIDE, SIDE, 3))
             cv2.imwrite(str(place / f"{scan}-{copy}.png"), picture.clip(0, 255).astype(np.uint8))
-    return folder
+    return half_made.rename(folder)
 
 
-def command(*words: object) -> None:
-    subprocess.run([str(word) for word in words], check=True, env={**os.environ, "YOLO_AUTOINSTALL": "false"})
-
-
-def pretrained(family: str, digits: Path, folder: Path) -> Path:
-    """A detector's checkpoint whose backbone was trained to classify."""
-    target = folder / f"{family}-init.pt"
-    if not target.is_file():
-        scripts = Path(sysconfig.get_path("scripts"))
-        options = [f"{key}={value}" for key, value in {**CLASSIFY, "project": folder, "name": f"{family}-cls"}.items()]
+def classifier(family: str, digits: Path, folder: Path) -> Path:
+    """Checkpoint of a classifier of single digits."""
+    name = f"{family}-cls"
+    best = folder / name / "weights" / "best.pt"
+    finished = folder / f"{name}.finished"  # Ultralytics writes best.pt after the first epoch
+    if not finished.is_file():
+        yolo = Path(sysconfig.get_path("scripts")) / "yolo"
+        options = [f"{key}={value}" for key, value in {**CLASSIFY, "project": folder, "name": name}.items()]
         quiet = ["workers=0", "amp=False", "plots=False", "exist_ok=True"]
-        command(scripts / "yolo", "classify", "train", f"model={family}-cls.yaml", f"data={digits}", *options, *quiet)
-        best = folder / f"{family}-cls" / "weights" / "best.pt"
-        command(scripts / "lightbackbones", "convert", best, "-m", f"yolov5_{family}.yaml", "-s", "n", "-o", target)
+        command = [yolo, "classify", "train", f"model={name}.yaml", f"data={digits}", *options, *quiet]
+        subprocess.run(command, check=True, env={**os.environ, "YOLO_AUTOINSTALL": "false"})
+        finished.touch()
+    return best
+
+
+def pretrained(family: str, seed: int, best: Path, folder: Path) -> Path:
+    """A detector's checkpoint with the classifier's backbone; each seed has a neck and a head of its own."""
+    import torch
+
+    from yolo_lightbackbones.cli.convert import convert
+
+    target = folder / f"{family}-init-{seed}.pt"
+    torch.manual_seed(seed)
+    convert(str(best), model=f"yolov5_{family}.yaml", output=target, scale="n", force=True)
     return target
 
 
-def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
+def detect(family: str, start: str, seed: int, *, data: str, best: Path, folder: Path) -> Row:
     """Train on a tenth of the pictures; mAP on the test split."""
     from ultralytics import YOLO
     from ultralytics.utils import YAML
@@ -93,7 +106,7 @@ def detect(family: str, start: str, seed: int, data: str, folder: Path) -> Row:
     kind, loaded = STARTS[start]
     recipe = YAML.load(ROOT / "cfg" / "recipes" / f"{family}_{kind}.yaml")
     name = f"{family}-{start}-{seed}".replace(", ", "-").replace(" ", "-")
-    weights = str(folder / f"{family}-init.pt") if loaded else False
+    weights = str(pretrained(family, seed, best, folder)) if loaded else False
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True, "val": False}
     detector = YOLO(f"yolov5n_{family}.yaml")
     settings = {**recipe, **DETECT, "seed": seed, "pretrained": weights}
@@ -148,12 +161,12 @@ def main() -> None:
     data = data_yaml("digits", "", folder)
     digits = single_digits(folder / "digits", folder / "single-digits")
     for family in arguments.families:
-        pretrained(family, digits, folder)
-        for seed in arguments.seeds:
-            for start in STARTS:
+        best = classifier(family, digits, folder)
+        for start in STARTS:
+            for seed in arguments.seeds:
                 if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in results()}:
                     continue
-                row = detect(family, start, seed, data, folder)
+                row = detect(family, start, seed, data=data, best=best, folder=folder)
                 rows = [*results(), row]  # read again: another process may have added one meanwhile
                 RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
                 print("RESULT", row, flush=True)

@@ -221,6 +221,20 @@ def test_crowd_regions_neither_count_nor_punish(row: Content, save: Save) -> Non
     assert numbers(save([*HITS, *inside]), save(row))["AP"] < 0.5
 
 
+def test_pycocotools_that_copies_the_info(row: Content, save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 2.0.9 and 2.0.10 do, of which annotations read by us need none."""
+    from pycocotools.coco import COCO
+
+    load = COCO.loadRes
+
+    def copying(self: Any, results: Any) -> Any:
+        copy.deepcopy(self.dataset["info"])
+        return load(self, results)
+
+    monkeypatch.setattr(COCO, "loadRes", copying)
+    assert numbers(save(HITS), save(row))
+
+
 def test_annotation_ids_do_not_matter(row: Content, save: Save) -> None:
     """pycocotools itself takes an annotation with id 0 for one that is never found."""
     for annotation in row["annotations"]:
@@ -488,6 +502,41 @@ def test_file_names_as_image_ids(three: Content, save: Save) -> None:
     assert numbers(save(predictions), save(three))["AP"] == pytest.approx((34 + 33 * 2 / 3) / 101)
 
 
+def test_file_names_that_contradict_the_ids(three: Content, save: Save) -> None:
+    """Files numbered from 1, as custom data is: their numbers are ids of other images by coincidence."""
+    for image, name in zip(three["images"], ("street.png", "house.png", "tree.png"), strict=True):
+        image["file_name"] = name
+    predictions = [prediction(image, 1, ROW[0], 0.9, file_name=f"{image:06}.jpg") for image in (1, 1, 2)]
+    message = (
+        "3 of 3 predictions are on 2 images that .* lists under other file names: image_id 1: 000001.jpg, not "
+        "street.png, image_id 2: 000002.jpg, not house.png.*take file_name out of the predictions"
+    )
+    assert_refused(coco_eval(save(predictions), save(three)), message)
+    for image in three["images"]:
+        del image["file_name"]
+    assert numbers(save(predictions[1:]), save(three))["AP"] == pytest.approx(67 / 101)
+
+
+def test_images_of_one_name_are_told_apart_by_their_ids(three: Content, save: Save, tmp_path: Path) -> None:
+    for image, name in zip(three["images"], ("cam1/0003.jpg", "cam2/0003.jpg", "tree.png"), strict=True):
+        image["file_name"] = name
+    predictions = [prediction(image, 1, ROW[0], 0.9, file_name="0003.jpg") for image in (1, 2)]
+    assert numbers(save(predictions), save(three))["AP"] == pytest.approx(67 / 101)
+    predictions.append(prediction(3, 1, ROW[0], 0.9, file_name="0003.jpg"))
+    assert_refused(coco_eval(save(predictions), save(three)), "1 of 3 .*image_id 3: 0003.jpg, not tree.png")
+    chosen = tmp_path / "list.txt"
+    chosen.write_text("images/cam1/0003.jpg\n")
+    result = coco_eval(save(predictions[:2]), save(three), "--images", chosen)
+    assert_refused(result, "1 lines of .* name several images of .*: images/cam1/0003.jpg. Write their ids instead")
+
+
+def test_folders_as_windows_writes_them(three: Content, save: Save) -> None:
+    for image in three["images"]:
+        image["file_name"] = f"val\\cam{image['id']}\\{image['id'] + 1:04}.jpg"
+    predictions = [prediction(image + 1, 1, ROW[0], 0.9, file_name=f"{image + 1:04}.jpg") for image in (1, 2, 3)]
+    assert numbers(save(predictions), save(three))["AP"] == pytest.approx(1)
+
+
 def test_texts_as_image_ids(three: Content, save: Save) -> None:
     """File names may have dots, and only what follows the last one can be a suffix; numbers may be written as texts."""
     for image, name in zip(three["images"], ("cam1.jpg", "cam1.2.jpg", "a_jpg.rf.77.jpg"), strict=True):
@@ -546,11 +595,23 @@ def test_numbers_that_may_be_wrong_are_doubted(coco_categories: Content, save: S
     assert "Note" not in coco_eval(predictions, truth).output
 
 
+def test_classes_numbered_from_0_are_doubted(three: Content, save: Save) -> None:
+    predictions = save([prediction(1, 1, ROW[0], 0.9)])
+    assert "Note" not in coco_eval(predictions, save(three)).output
+    three["categories"].append({"id": 0, "name": "the first"})
+    assert "Note: the annotations number their classes from 0" in coco_eval(predictions, save(three), "--json").stderr
+    predictions = save([prediction(1, number, ROW[0], 0.9) for number in (0, 1)])
+    assert "Note" not in coco_eval(predictions, save(three)).output
+
+
 def test_categories_that_fit_no_map(coco_categories: Content, three: Content, save: Save) -> None:
     predictions = save([prediction(1, 12, ROW[0], 0.5), prediction(1, 3, ROW[0], 0.5)])
     both = r"--category-map coco80 \(class ids 0 to 79\) or --category-map coco80-from-1 \(class ids 1 to 80\)"
     assert_refused(coco_eval(predictions, save(coco_categories)), both)
-    assert_refused(coco_eval(predictions, save(three)), "2 of 2 .*: 3, 12.*Its categories are 1 class 1, 2 class 2")
+    assert_refused(
+        coco_eval(predictions, save(three)),
+        "2 of 2 .*: 3, 12.*Its categories are 1 class 1, 2 class 2, those of the predictions 3 to 12",
+    )
     strangers = save([prediction(1, number, ROW[0], 0.5) for number in (80, 90, 90, 5)])
     mapped = coco_eval(strangers, save(coco_categories), "--category-map", "coco80")
     assert_refused(mapped, r"--category-map coco80 maps .* 0 to 79; 3 predictions have 2 other ids: 80, 90")
@@ -624,6 +685,7 @@ def changed(content: Content, section: str, **values: object) -> Content:
         (lambda row: changed(row, "annotations", iscrowd=2), "1 have an iscrowd that is neither"),
         (lambda row: changed(row, "annotations", category_id=9), "1 are of category 9, which the file does not list"),
         (lambda row: changed(row, "annotations", bbox=[1, 2]), "1 have a bbox that is not four finite numbers"),
+        (lambda row: changed(row, "annotations", bbox=[1, 2, -3, 4]), "1 have a bbox with a negative width or height"),
         (lambda row: changed(row, "annotations", area=float("nan")), "1 have an area that is not"),
         (lambda row: {**row, "annotations": [3]}, r"1 are no objects \(annotation number 0\)"),
         (lambda row: changed(row, "annotations", image_id=[1]), r"1 have \[1\] as image_id, which is no whole number"),
@@ -654,7 +716,8 @@ def test_annotations_of_images_that_are_not_listed_are_counted(three: Content, s
 
 
 def test_files_that_are_not_there(row: Content, save: Save, tmp_path: Path) -> None:
-    assert_refused(coco_eval(tmp_path / "no.json", save(row)), r"no predictions file .*no\.json")
+    missing = r"no predictions file .*no\.json.*save_json=True, and none where nothing was detected"
+    assert_refused(coco_eval(tmp_path / "no.json", save(row)), missing)
     assert_refused(coco_eval(save(HITS), tmp_path / "no.json"), r"no annotation file .*no\.json")
     assert_refused(coco_eval(tmp_path, save(row)), "is a folder; the predictions file is needed")
 

@@ -75,6 +75,7 @@ def coco_eval(
             check_categories,
             map_categories,
             match_images,
+            may_be_numbered_from_1,
             may_be_numbered_otherwise,
             read_predictions,
         )
@@ -88,6 +89,7 @@ def coco_eval(
             detections = map_categories(detections, table, f"--category-map {category_map.value}")
         check_categories(detections, truth, _category_maps)
         others = [] if category_map else may_be_numbered_otherwise(detections, truth, _category_maps)
+        shifted = category_map is None and may_be_numbered_from_1(detections, truth)
         matched = match_images(detections, truth)
         chosen: set[int] | None = None
         if images is not None:
@@ -102,6 +104,12 @@ def coco_eval(
         report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
         if others:
             told.print(_doubt(others), markup=False)
+        if shifted:
+            told.print(
+                "Note: the annotations number their classes from 0, and no prediction is of that one. `yolo val` "
+                "numbers the classes of data other than COCO from 1: if it wrote these, number the annotations alike.",
+                markup=False,
+            )
         if as_json:
             typer.echo(json.dumps(_json(result, per_class)))
         else:

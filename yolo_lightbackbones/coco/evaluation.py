@@ -95,6 +95,7 @@ def evaluate(
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a line per step
         reference = COCO()
         reference.dataset = {
+            "info": {},  # pycocotools 2.0.9 and 2.0.10 copy it
             "images": list(truth.images.values()),
             "categories": [{"id": number, "name": name} for number, name in truth.categories.items()],
             # Numbered anew, because pycocotools takes the number 0 for "matched nothing" and keeps one of two alike.

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 MAX_EXAMPLES = 5
@@ -87,6 +87,11 @@ def is_integer(value: object) -> TypeGuard[int]:
 def is_id(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number that numpy can hold, as pycocotools needs it."""
     return is_integer(value) and abs(value) < 2**63
+
+
+def stem(file_name: object) -> str:
+    """A file's name without folder and suffix; the folders may be written as Windows does."""
+    return PurePosixPath(str(file_name).replace("\\", "/")).stem
 
 
 def as_id(text: str) -> int | None:

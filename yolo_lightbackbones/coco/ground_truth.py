@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from yolo_lightbackbones.coco.files import Tally, is_box, is_id, is_number, is_side, read_json, shortened
+from yolo_lightbackbones.coco.files import Tally, is_box, is_id, is_number, is_side, read_json, shortened, stem
 from yolo_lightbackbones.coco.masks import is_polygons, is_rle
 
 SECTIONS = ("images", "annotations", "categories")
@@ -23,11 +23,13 @@ class GroundTruth:
     categories: dict[int, str]  # id -> name, in the file's order
     unlisted: int = 0  # annotations of images that the file does not list; not among `annotations`
 
-    def ids_by_stem(self) -> dict[str, int]:
-        """File name without folder and suffix -> image id, for the names that belong to one image only."""
-        stems = {number: PurePosixPath(str(image.get("file_name", ""))).stem for number, image in self.images.items()}
-        shared = Counter(stems.values())
-        return {stem: number for number, stem in stems.items() if stem and shared[stem] == 1}
+    def ids_by_stem(self) -> dict[str, list[int]]:
+        """File name without folder and suffix -> ids of the images of that name."""
+        found: dict[str, list[int]] = {}
+        for number, image in self.images.items():
+            if name := stem(image.get("file_name", "")):
+                found.setdefault(name, []).append(number)
+        return found
 
 
 def read_ground_truth(path: Path, *, masks: bool = False) -> GroundTruth:
@@ -118,6 +120,8 @@ def _fault(annotation: Any, images: dict[int, Any], categories: dict[int, Any], 
         return f"are of category {annotation['category_id']!r}, which the file does not list"
     values = {
         "have a bbox that is not four finite numbers": is_box(annotation["bbox"]),
+        "have a bbox with a negative width or height": not is_box(annotation["bbox"])
+        or min(annotation["bbox"][2:]) >= 0,
         "have an area that is not a finite number": is_number(annotation["area"]),
         "have an iscrowd that is neither 0 nor 1": annotation["iscrowd"] in (0, 1),
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_integer, is_number, read_json, shortened
+from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_integer, is_number, read_json, shortened, stem
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
 
 IouType = Literal["bbox", "segm"]
@@ -40,6 +40,11 @@ def read_predictions(path: Path, iou_type: IouType = "bbox") -> list[Prediction]
         FileNotFoundError: there is no such file.
         ValueError: it is empty, not JSON, or holds entries that are no predictions; the message counts them.
     """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no predictions file {path}. `yolo val` writes one for COCO, a val2017.txt with 'coco' in its "
+            "path, or with save_json=True, and none where nothing was detected."
+        )
     content = read_json(path, "predictions file")
     if not isinstance(content, list):
         swapped = " Are the two files swapped?" if isinstance(content, dict) and "annotations" in content else ""
@@ -123,38 +128,50 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
     """The predictions with the annotations' image ids.
 
     A prediction's file name decides where it names one image of the annotations: Ultralytics makes the id of the file
-    name, and in data other than COCO's that may be a text, or the number of another image.
+    name, and in data other than COCO's that may be a text, or the number of another image. The id decides between
+    images of one name, and where there is no name.
 
     Raises:
-        ValueError: images that the annotations do not list.
+        ValueError: images that the annotations do not list, or list under another file name.
     """
     by_stem = truth.ids_by_stem()
     suffixes = {PurePosixPath(str(image.get("file_name", ""))).suffix.lower() for image in truth.images.values()}
     strangers: Counter[str] = Counter()
+    renamed: dict[str, int] = {}
     matched, by_name = [], 0
     for prediction in predictions:
         image = prediction["image_id"]
         if "file_name" in prediction:
-            stem = PurePosixPath(str(prediction["file_name"])).stem
+            name = stem(prediction["file_name"])
         elif isinstance(image, str):  # a file name with its suffix, or without: what follows a dot may belong to it
-            name = PurePosixPath(image)
-            stem = name.stem if image not in by_stem and name.suffix.lower() in suffixes else image
+            suffixed = image not in by_stem and PurePosixPath(image).suffix.lower() in suffixes
+            name = stem(image) if suffixed else image
         else:
-            stem = ""
-        number = by_stem.get(stem)
-        if number is None:
-            image = as_id(image) if isinstance(image, str) else image
-            number = image if image in truth.images else None
-        if number is None:
-            strangers[str(prediction["image_id"])] += 1
-            continue
-        by_name += number != image
-        matched.append({**prediction, "image_id": number})
+            name = ""
+        named = by_stem.get(name, [])
+        number = as_id(image) if isinstance(image, str) else image
+        if len(named) == 1:
+            by_name += named[0] != image
+            matched.append({**prediction, "image_id": named[0]})
+        elif number not in truth.images:
+            strangers[str(image)] += 1
+        elif "file_name" in prediction and stem(truth.images[number].get("file_name", "")) not in {"", name}:
+            told = f"image_id {image}: {prediction['file_name']}, not {truth.images[number]['file_name']}"
+            renamed[told] = renamed.get(told, 0) + 1
+        else:
+            matched.append({**prediction, "image_id": number})
     if strangers:
         raise ValueError(
             f"{sum(strangers.values())} of {len(predictions)} predictions are on {len(strangers)} images that "
             f"{truth.path} does not list, by id or by file name: image_id {shortened(strangers)}. "
             "Give the annotations of the images that were predicted."
+        )
+    if renamed:
+        raise ValueError(
+            f"{sum(renamed.values())} of {len(predictions)} predictions are on {len(renamed)} images that {truth.path} "
+            f"lists under other file names: {shortened(renamed)}. `yolo val` makes image ids of file names: give the "
+            "annotations of the images that were predicted. Where the ids are right and the names are not, take "
+            "file_name out of the predictions."
         )
     return Matched(matched, by_name)
 
@@ -172,6 +189,11 @@ def may_be_numbered_otherwise(
     return [
         name for name, table in maps().items() if set(truth.categories) == set(table.values()) and highest <= max(table)
     ]
+
+
+def may_be_numbered_from_1(predictions: Sequence[Prediction], truth: GroundTruth) -> bool:
+    """Whether the annotations number their classes from 0 and the predictions, as `yolo val` does, perhaps from 1."""
+    return min(truth.categories) == 0 and min(prediction["category_id"] for prediction in predictions) > 0
 
 
 def check_categories(
@@ -196,7 +218,8 @@ def check_categories(
         if helpful
         else "Its categories are "
         + shortened(f"{number} {name}" for number, name in truth.categories.items())
-        + ". `yolo val` numbers the classes of data other than COCO from 1: number the annotations alike."
+        + f", those of the predictions {min(seen)} to {max(seen)}. `yolo val` numbers the classes of data other than "
+        "COCO from 1: number both alike."
     )
     raise ValueError(
         f"{sum(seen[number] for number in strangers)} of {len(predictions)} predictions have {len(strangers)} category "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from yolo_lightbackbones.coco.files import as_id, check_file, shortened
+from yolo_lightbackbones.coco.files import as_id, check_file, shortened, stem
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
 
 
@@ -22,19 +22,25 @@ def read_image_list(path: Path, truth: GroundTruth) -> set[int]:
         raise ValueError(f"The image list {path} is not text: {error}") from error
     by_stem = truth.ids_by_stem()
     chosen: set[int] = set()
-    strangers = []
+    strangers: list[str] = []
+    shared: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        number = by_stem.get(PurePosixPath(line.replace("\\", "/")).stem)
-        if number is None and as_id(line) in truth.images:
-            number = as_id(line)
-        if number is None:
-            strangers.append(line)
-        else:
+        named, number = by_stem.get(stem(line), []), as_id(line)
+        if len(named) == 1:
+            chosen.update(named)
+        elif number in truth.images:
             chosen.add(number)
+        else:
+            (shared if named else strangers).append(line)
     if strangers:
         raise ValueError(
             f"{len(strangers)} lines of {path} name no image of {truth.path}, by file name or by id: "
             f"{shortened(strangers)}"
+        )
+    if shared:
+        raise ValueError(
+            f"{len(shared)} lines of {path} name several images of {truth.path}: {shortened(shared)}. Write their ids "
+            "instead."
         )
     if not chosen:
         raise ValueError(f"The image list {path} names no image: one path or id per line is needed.")
