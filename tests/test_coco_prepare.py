@@ -208,9 +208,9 @@ def test_one_split_is_enough(split: str, root: Path) -> None:
     later = report(root)
     assert later["splits"][split]["labels"] == "kept"
     assert later["splits"][other]["labels"] == "written"
-    assert any("Delete it to have it written anew" in remark for remark in later["remarks"])
-    (root / "coco.yaml").unlink()
-    assert report(root)["yaml"] == "written"
+    assert (later["yaml"], later["remarks"]) == ("rewritten", [])
+    assert "there is no" not in (root / "coco.yaml").read_text()
+    assert report(root)["yaml"] == "kept"
     data = check_det_dataset(str(root / "coco.yaml"), autodownload=False)
     assert (data["train"], data["val"]) == (str(root / "train2017.txt"), str(root / "val2017.txt"))
 
@@ -427,9 +427,21 @@ def test_a_list_that_differs_is_replaced_only_by_force(root: Path) -> None:
 def test_a_yaml_of_the_users_own_is_never_touched(root: Path) -> None:
     (root / "coco.yaml").write_text("val: elsewhere.txt\n")
     seen = report(root, "--force")
-    assert seen["yaml"] == "kept"
+    assert seen["yaml"] == "left alone"
     assert any("does not name train: train2017.txt" in remark for remark in seen["remarks"])
     assert (root / "coco.yaml").read_text() == "val: elsewhere.txt\n"
+    assert "Train with it" not in prepare(root).stdout
+    own = "train: ./train2017.txt\nval: val2017.txt\nnames: [person]\n"
+    (root / "coco.yaml").write_text(own)
+    assert (report(root)["yaml"], (root / "coco.yaml").read_text()) == ("kept", own)
+
+
+def test_our_yaml_has_the_number_of_images_that_the_lists_have(root: Path) -> None:
+    report(root)
+    assert "val: val2017.txt # 3 images\n" in (root / "coco.yaml").read_text()
+    (root / "images" / "val2017" / "000000000012.jpg").unlink()
+    assert report(root, "--skip-bad", "--force")["yaml"] == "rewritten"
+    assert "val: val2017.txt # 2 images\n" in (root / "coco.yaml").read_text()
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------
@@ -590,6 +602,7 @@ def test_a_box_that_leaves_its_image_a_little_is_fine(root: Path) -> None:
         ("annotations", {"bbox": [1, 2, 3]}, "1 annotations .* number 0"),
         ("annotations", {"bbox": [1, 2, 3, float("nan")]}, "1 annotations .* number 0"),
         ("annotations", {"category_id": "cat"}, "1 annotations .* number 0"),
+        ("annotations", {"iscrowd": "yes"}, "1 annotations .* number 0"),
     ],
 )
 def test_annotation_files_that_are_wrong(section: str, values: Content, message: str, root: Path) -> None:
@@ -599,6 +612,13 @@ def test_annotation_files_that_are_wrong(section: str, values: Content, message:
         assert_refused(result, message)
         assert result.stdout == ""
         assert_nothing_written(root)
+
+
+def test_an_empty_folder_hides_the_images(root: Path) -> None:
+    (root / "images" / "val2017").rename(root / "val2017")
+    (root / "images" / "val2017").mkdir()
+    assert_refused(prepare(root), "images/val2017 is empty, and the images are in .*Remove the empty folder")
+    assert_nothing_written(root)
 
 
 def test_folders_that_are_wrong(root: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
         console.print(f"Left out or replaced:\n{problems}", markup=False)
     for remark in report.remarks:
         console.print(remark, markup=False)
-    if report.ok:
+    if report.ok and report.yaml != "left alone":  # a remark has said why
         path = Path(report.root) / "coco.yaml"
         done = "was left as it is" if report.yaml == "kept" else "is ready"
         console.print(f"{path} {done}. Train with it: yolo train model=yolov5n_edgevit.yaml data={path}", markup=False)

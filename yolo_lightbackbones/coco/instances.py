@@ -55,8 +55,8 @@ def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
         _count(annotation, found, categories.keys())
     if malformed.count:
         raise ValueError(
-            f"{malformed.count} annotations of {path} have no image_id and category_id in whole numbers, or no bbox of "
-            f"four finite numbers: {malformed}. Download the file again."
+            f"{malformed.count} annotations of {path} have no image_id and category_id in whole numbers, no bbox of "
+            f"four finite numbers, or no iscrowd of 0 or 1: {malformed}. Download the file again."
         )
     return found
 
@@ -123,6 +123,7 @@ def _is_sound(annotation: Any) -> bool:
         and is_id(annotation.get("image_id"))
         and is_id(annotation.get("category_id"))
         and is_box(annotation.get("bbox"))
+        and annotation.get("iscrowd") in (0, 1)
     )
 
 
@@ -138,7 +139,7 @@ def _count(annotation: dict[str, Any], found: Instances, categories: Set[int]) -
     if category not in categories:
         found.unknown_category.add(f"{category} in {image.name}")
         found.bad_images.add(number)
-    if annotation.get("iscrowd"):
+    if annotation["iscrowd"]:
         found.crowds += 1  # no label is made of it
         return
     x, y, width, height = annotation["bbox"]

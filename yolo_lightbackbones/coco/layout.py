@@ -44,12 +44,15 @@ def find_splits(root: Path) -> tuple[list[Split], dict[str, str]]:
     Raises:
         NotADirectoryError: there is no folder `root`.
         FileNotFoundError: no split is there.
+        ValueError: the images of a split are in one of its two places, and an empty folder is in the other.
     """
     if not root.is_dir():
         raise NotADirectoryError(f"There is no folder {root}.")
     found, absent = [], {}
     for name in SPLITS:
         folders = [folder for folder in (root / "images" / name, root / name) if folder.is_dir()]
+        if len(folders) == 2 and not any(folders[0].iterdir()) and any(folders[1].iterdir()):
+            raise ValueError(f"{folders[0]} is empty, and the images are in {folders[1]}. Remove the empty folder.")
         if folders and annotation_file(root, name).is_file():
             found.append(Split(root, name, folders[0]))
         elif folders:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -256,28 +257,44 @@ def _write_yaml(root: Path, works: Sequence[_Work], names: list[str], report: Re
     path = root / DATA_YAML
     lists = {work.split.name: work.split.list_file.name for work in works}
     train, val = (lists.get(name, next(iter(lists.values()))) for name in SPLITS)
-    if path.exists():
-        report.yaml = "kept"
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            there = {key: str(content[key]).removeprefix("./") for key in ("train", "val")}
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
-            there = {}
-        if there != {"train": train, "val": val}:
-            report.remarks.append(
-                f"{path} was left as it is, but it does not name train: {train} and val: {val}. Delete it to have it "
-                "written anew."
-            )
-        return
     counts = {work.split.list_file.name: len(work.usable) for work in works}
     notes = {name: "" if name in lists else f"; there is no {name}: do not trust numbers on it" for name in SPLITS}
-    write_whole(
-        path,
+    content = (
         "# COCO 2017 in this folder, written by `lightbackbones coco-prepare`\n"
         f"# Example usage: yolo train model=yolov5n_edgevit.yaml data=path/to/{DATA_YAML}\n"
         "# (no `path:`, so that the lists are looked for beside this file and the folder can be moved)\n\n"
         f"train: {train} # {counts[train]} images{notes['train2017']}\n"
         f"val: {val} # {counts[val]} images{notes['val2017']}\n\n"
-        + yaml.safe_dump({"names": dict(enumerate(names))}, sort_keys=False),
+        + yaml.safe_dump({"names": dict(enumerate(names))}, sort_keys=False)
     )
-    report.yaml = "written"
+    if not path.exists():
+        write_whole(path, content)
+        report.yaml = "written"
+        return
+    there = path.read_text(encoding="utf-8", errors="backslashreplace")
+    if there == content:
+        report.yaml = "kept"
+    elif _LISTS.sub("", there) == _LISTS.sub("", content):  # of other splits, or of other numbers of images
+        write_whole(path, content)
+        report.yaml = "rewritten"
+    elif _named_lists(there) == {"train": train, "val": val}:
+        report.yaml = "kept"
+    else:
+        report.yaml = "left alone"
+        report.remarks.append(
+            f"{path} was left as it is, but it does not name train: {train} and val: {val}. Delete it to have it "
+            "written anew."
+        )
+
+
+_LISTS = re.compile(r"^(train|val): (train|val)2017\.txt # \d+ images(; there is no (train|val)2017: [a-z ]+)?$", re.M)
+"""The lines of our data YAML that another run may write otherwise."""
+
+
+def _named_lists(content: str) -> dict[str, str]:
+    """What a data YAML has as train and val."""
+    try:
+        found = yaml.safe_load(content)
+        return {key: str(found[key]).removeprefix("./") for key in ("train", "val")}
+    except (yaml.YAMLError, TypeError, KeyError):
+        return {}
