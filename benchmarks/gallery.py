@@ -9,6 +9,7 @@ and writes docs/gallery-DATA.jpg, a row per model, and docs/confusion-DATA.png, 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def main() -> None:
     folder = arguments.folder.absolute()
     data = data_yaml(name, given, folder)
     imgsz = SIZES[name]["imgsz"]
-    files = sorted(Path(check_det_dataset(data)["test"]).iterdir())[:IMAGES]
+    test = Path(check_det_dataset(data)["test"])  # a folder, or a list
+    listed = map(Path, test.read_text().splitlines()) if test.is_file() else test.iterdir()
+    files = sorted(listed)[:IMAGES]
     rows, matrices = [], []
     for model in MODELS:
         run = folder / f"{name}-{arguments.scale}-{model}-{arguments.seed}"
@@ -75,6 +78,8 @@ def main() -> None:
         label = yaml_of(model, arguments.scale).removesuffix(".yaml")
         rows.append(labelled(np.hstack(found(weights, files, imgsz)), label))
         matrices.append(labelled(confusion(weights, data, imgsz, folder), label))
+    if not rows:
+        sys.exit(f"error: no detector of {name} at scale {arguments.scale} is in {folder}. Run learning.py first.")
     docs = ROOT / "docs"
     cv2.imwrite(str(docs / f"gallery-{name}.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 80])
     cv2.imwrite(str(docs / f"confusion-{name}.png"), np.vstack(matrices))

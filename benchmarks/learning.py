@@ -228,7 +228,8 @@ def draw(rows: list[Row]) -> list[Path]:
                 curves = [r["curve"] for r in rows if (r["data"], r["scale"], r["model"]) == (data, scale, model)]
                 if curves:
                     mean = [statistics.mean(values) for values in zip(*curves, strict=False)]
-                    style = {"color": "black", "linestyle": "--"} if model == "stock" else {}
+                    stock = {"color": "black", "linestyle": "--"}
+                    style = stock if model == "stock" else {"color": f"C{FAMILIES.index(model)}"}
                     axis.plot(range(1, len(mean) + 1), mean, label=f"{model} ({len(curves)})", **style)
             axis.set(title=f"{data}, scale {scale}", xlabel="epoch", ylabel="mAP50-95, val split")
             axis.grid(alpha=0.3)
@@ -242,9 +243,16 @@ def draw(rows: list[Row]) -> list[Path]:
 
 def report() -> None:
     every = load()
-    rows = [row for row in every if not trial_of(row)]
-    usual = [row for row in rows if not row.get("trial")]
+    if not every:
+        sys.exit(f"error: {RESULTS} has no results with the present recipes. Run without --report first.")
+    usual = [row for row in every if not row.get("trial")]
     pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(usual))
+    PAGE.write_text(with_tables(PAGE.read_text(), every, pictures))
+
+
+def with_tables(page: str, every: list[Row], pictures: str) -> str:
+    """The page with the tables of these results between its marks."""
+    rows = [row for row in every if not trial_of(row)]
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter with the same seeds.\n"
@@ -252,16 +260,16 @@ def report() -> None:
         "Images per second are of training with validation, with other programs running.\n\n"
         f"{tables(rows)}\n{pictures}\n\n{trials(every)}"
     )
-    before, after = "# Accuracy\n\n", "\n"
-    if PAGE.is_file() and BEGIN in (page := PAGE.read_text()):
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
 def data_yaml(name: str, given: str, folder: Path) -> str:
+    if name not in SIZES:
+        sys.exit(f"error: the data is {name}; the sizes of runs are known for {', '.join(SIZES)}.")
     if given:
         return str(Path(given).absolute())
     if name != "digits":
@@ -318,13 +326,18 @@ def main() -> None:
             ]
         wanted = [(row, data) for row, data in wanted if key(row) not in {key(found) for found in rows}]
         wanted.sort(key=lambda entry: entry[0]["seed"])  # whole rounds first, in case of an interruption
+        failed = 0
         with ThreadPoolExecutor(arguments.jobs) as pool:
             runs = [pool.submit(run_apart, row, data, arguments.folder.absolute()) for row, data in wanted]
             for run in runs:
-                if (row := run.result()) is not None:
+                if (row := run.result()) is None:
+                    failed += 1
+                else:
                     rows = sorted([*load(), row], key=key)
                     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
                     print(*key(row), f"mAP50 {row['map50']:.3f}, mAP50-95 {row['map']:.3f}", flush=True)
+        if failed:
+            sys.exit(f"error: {failed} of {len(wanted)} runs failed. The page is as it was: see --report.")
     report()
 
 

@@ -1,12 +1,12 @@
 """Does pretraining arrive? A backbone that has learned to tell digits apart, in a detector that sees few of them.
 
-    python benchmarks/transfer.py [--families repvit edgevit] [--seeds 0 1 2]
+    python benchmarks/transfer.py [--families repvit edgevit] [--seeds 0 1 2] [--lr0 0.002]
 
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
-scratch, with the family's recipe for a few hundred images both times, and from that with its recipe for pretrained
-weights. Writes docs/transfer.json as results come; runs that are there are not repeated. At the end, or with `--report`
-alone, docs/accuracy.md gets the table.
+scratch, with the family's recipes for few images. `--lr0` tries another learning rate from pretrained weights. Writes
+docs/transfer.json as results come; runs that are there are not repeated. At the end, or with `--report` alone,
+docs/accuracy.md gets the table.
 """
 
 from __future__ import annotations
@@ -28,12 +28,8 @@ BEGIN, END = "<!-- transfer: written by benchmarks/transfer.py -->", "<!-- trans
 FAMILIES = ("repvit", "edgevit")
 SIDE = 64  # pixels of a single digit
 COPIES = 2  # of each scan, in other colours
-STARTS = {
-    "scratch": ("few_images", False),
-    "pretrained": ("few_images", True),
-    "pretrained, its recipe": ("pretrained", True),
-}
-"""Start -> which of the family's recipes, and whether with the weights of the classifier's backbone."""
+STARTS = {"scratch": "few_images", "pretrained": "few_images_pretrained"}
+"""Start, without weights or with those of the classifier's backbone -> which of the family's recipes."""
 CLASSIFY = {"imgsz": SIDE, "epochs": 12, "batch": 32, "fliplr": 0.0}
 DETECT = {"imgsz": 128, "epochs": 40, "batch": 8, "nbs": 8, "fliplr": 0.0, "fraction": 0.1}
 
@@ -98,23 +94,27 @@ def pretrained(family: str, seed: int, best: Path, folder: Path) -> Path:
     return target
 
 
-def detect(family: str, start: str, seed: int, *, data: str, best: Path, folder: Path) -> Row:
-    """Train on a tenth of the pictures; mAP on the test split."""
+def detect(run: Row, *, data: str, best: Path, folder: Path) -> Row:
+    """Train on a tenth of the pictures; mAP on the test split, and on the val split for choosing a recipe."""
     from ultralytics import YOLO
     from ultralytics.utils import YAML
 
-    kind, loaded = STARTS[start]
-    recipe = YAML.load(ROOT / "cfg" / "recipes" / f"{family}_{kind}.yaml")
-    name = f"{family}-{start}-{seed}".replace(", ", "-").replace(" ", "-")
-    weights = str(pretrained(family, seed, best, folder)) if loaded else False
+    family, start, seed = run["family"], run["start"], run["seed"]
+    trial = {"lr0": run["lr0"]} if "lr0" in run else {}
+    recipe = YAML.load(ROOT / "cfg" / "recipes" / f"{family}_{STARTS[start]}.yaml")
+    name = "-".join(map(str, run.values()))
+    weights = str(pretrained(family, seed, best, folder)) if start == "pretrained" else False
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True, "val": False}
     detector = YOLO(f"yolov5n_{family}.yaml")
-    settings = {**recipe, **DETECT, "seed": seed, "pretrained": weights}
+    settings = {**recipe, **DETECT, "seed": seed, "pretrained": weights, **trial}
     detector.train(data=data, project=str(folder), name=name, **settings, **quiet)
     last = folder / name / "weights" / "last.pt"
-    options = {"imgsz": DETECT["imgsz"], "split": "test", "plots": False, "verbose": False, "workers": 0}
-    metrics = YOLO(last).val(data=data, project=str(folder), name=f"{name}-test", exist_ok=True, **options)
-    return {"family": family, "start": start, "seed": seed, "map50": metrics.box.map50, "map": metrics.box.map}
+    options = {"imgsz": DETECT["imgsz"], "plots": False, "verbose": False, "workers": 0, "exist_ok": True}
+    found = {}
+    for split, prefix in (("val", "val_"), ("test", "")):
+        metrics = YOLO(last).val(data=data, project=str(folder), name=f"{name}-{split}", split=split, **options)
+        found |= {f"{prefix}map50": metrics.box.map50, f"{prefix}map": metrics.box.map}
+    return {**run, **found}
 
 
 def results() -> list[Row]:
@@ -122,34 +122,41 @@ def results() -> list[Row]:
     return rows
 
 
-def report() -> None:
-    rows = results()
+def with_table(page: str, rows: list[Row]) -> str:
+    """The page with the table of these results between its marks."""
     detector, classifier = (", ".join(f"{k} {v}" for k, v in settings.items()) for settings in (DETECT, CLASSIFY))
     lines = [
-        f"Detector: {detector}. Classifier: {classifier}. Test split,",
-        "mean and half the range of the seeds.",
+        f"Detector: {detector}. Classifier: {classifier}. Mean and half the",
+        "range of the seeds; the learning rate was chosen by the val split.",
         "",
-        "| YOLOv5n on | start | seeds | mAP50 | mAP50-95 | better than from scratch in |",
-        "|---|---|---|---|---|---|",
+        "| YOLOv5n on | start | seeds | mAP50, val | mAP50 | mAP50-95 | better than from scratch in |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for family in dict.fromkeys(row["family"] for row in rows):
-        by_start = {s: {r["seed"]: r for r in rows if (r["family"], r["start"]) == (family, s)} for s in STARTS}
-        scratch = by_start["scratch"]
-        for start, runs in by_start.items():
-            pairs = [(scratch[seed]["map50"], runs[seed]["map50"]) for seed in runs if seed in scratch]
-            if runs:
-                won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
-                figures = [spread(row[name] for row in runs.values()) for name in ("map50", "map")]
-                lines.append(f"| {family} | {start} | {len(runs)} | {' | '.join(figures)} | {won} |")
-    page = PAGE.read_text()
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    for family in FAMILIES:
+        own = [row for row in rows if row["family"] == family]
+        scratch = {row["seed"]: row["map50"] for row in own if row["start"] == "scratch"}
+        for start, lr0 in sorted(
+            {(row["start"], row.get("lr0", 0.0)) for row in own}, key=lambda s: (s[0] != "scratch", s)
+        ):
+            runs = {row["seed"]: row for row in own if (row["start"], row.get("lr0", 0.0)) == (start, lr0)}
+            pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
+            won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
+            figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
+            told = f"{start}, lr0 {lr0}" if lr0 else start
+            lines.append(f"| {family} | {told} | {len(runs)} | {' | '.join(figures)} | {won} |")
+    before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
+    return f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
+
+
+def report() -> None:
+    PAGE.write_text(with_table(PAGE.read_text(), results()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--lr0", type=float, help="from pretrained weights, instead of what the recipe has")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
     parser.add_argument("--report", action="store_true", help="write the table from the results that are there")
     arguments = parser.parse_args()
@@ -162,11 +169,15 @@ def main() -> None:
     digits = single_digits(folder / "digits", folder / "single-digits")
     for family in arguments.families:
         best = classifier(family, digits, folder)
-        for start in STARTS:
+        for start in ("pretrained",) if arguments.lr0 else STARTS:
             for seed in arguments.seeds:
-                if (family, start, seed) in {(row["family"], row["start"], row["seed"]) for row in results()}:
+                run = {"family": family, "start": start, "seed": seed}
+                run |= {"lr0": arguments.lr0} if arguments.lr0 else {}
+                if run in [
+                    {key: row[key] for key in ("family", "start", "seed", "lr0") if key in row} for row in results()
+                ]:
                     continue
-                row = detect(family, start, seed, data=data, best=best, folder=folder)
+                row = detect(run, data=data, best=best, folder=folder)
                 rows = [*results(), row]  # read again: another process may have added one meanwhile
                 RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
                 print("RESULT", row, flush=True)

@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
-from yolo_lightbackbones import training
+from yolo_lightbackbones import layers, training
 
 FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 
@@ -69,6 +69,18 @@ def test_groups(family: str, name: str) -> None:
         assert {before[key] for key in spared} <= {"weight", "muon"}, "without us they would have decayed"
     if name == "MuSGD":
         assert moved > 10, "all four families have depthwise kernels"
+
+
+def test_a_module_may_list_parameters_of_its_own() -> None:
+    class Scaled(nn.Module):
+        no_weight_decay_names = ("scale",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 2))
+
+    assert layers.no_weight_decay(Scaled()) == {"scale"}
+    assert layers.no_weight_decay(nn.Sequential(Scaled())) == {"0.scale"}
 
 
 def test_models_without_our_backbones_are_left_alone() -> None:

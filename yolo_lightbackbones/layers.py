@@ -56,10 +56,10 @@ class ConvNorm(fusion.Fusible):
 def no_weight_decay(module: nn.Module) -> set[str]:
     """Names of parameters in `module` that weight decay should spare besides norms and biases, as in timm.
 
-    Every module lists its own in the class attribute `no_weight_decay_names`.
+    Every module lists its own in the class attribute `no_weight_decay_names`, `module` itself too.
     """
     return {
-        f"{prefix}.{name}"
+        f"{prefix}.{name}" if prefix else name
         for prefix, child in module.named_modules()
         for name in getattr(child, "no_weight_decay_names", ())
     }

@@ -19,6 +19,7 @@ from yolo_lightbackbones.cli.common import UserError, check_new_file, check_suff
 if TYPE_CHECKING:  # it imports numpy, which `lightbackbones --help` does without
     from yolo_lightbackbones.coco.evaluation import Evaluation
     from yolo_lightbackbones.coco.ground_truth import GroundTruth
+    from yolo_lightbackbones.coco.predictions import Matched
 
 
 class CategoryMap(str, Enum):
@@ -71,26 +72,11 @@ def coco_eval(
     with errors_for_users():
         from yolo_lightbackbones.coco.evaluation import evaluate
         from yolo_lightbackbones.coco.ground_truth import read_ground_truth
-        from yolo_lightbackbones.coco.predictions import (
-            check_categories,
-            map_categories,
-            match_images,
-            may_be_numbered_from_1,
-            may_be_numbered_otherwise,
-            read_predictions,
-        )
         from yolo_lightbackbones.coco.selection import read_image_list
 
         _check_options(plot, force, images, only_predicted)
         truth = read_ground_truth(annotations, masks=iou_type is IouKind.SEGM)
-        detections = read_predictions(predictions, iou_type.value)
-        if category_map is not None:
-            table = _category_maps()[category_map.value]
-            detections = map_categories(detections, table, f"--category-map {category_map.value}")
-        check_categories(detections, truth, _category_maps)
-        others = [] if category_map else may_be_numbered_otherwise(detections, truth, _category_maps)
-        shifted = category_map is None and may_be_numbered_from_1(detections, truth)
-        matched = match_images(detections, truth)
+        matched, doubts = _matched(predictions, truth, iou_type, category_map)
         chosen: set[int] | None = None
         if images is not None:
             chosen = read_image_list(images, truth)
@@ -102,14 +88,8 @@ def coco_eval(
         # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
         report = told if as_json else Console(highlight=False, soft_wrap=True)
         report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
-        if others:
-            told.print(_doubt(others), markup=False)
-        if shifted:
-            told.print(
-                "Note: the annotations number their classes from 0, and no prediction is of that one. `yolo val` "
-                "numbers the classes of data other than COCO from 1: if it wrote these, number the annotations alike.",
-                markup=False,
-            )
+        for doubt in doubts:
+            told.print(f"Note: {doubt}", markup=False)
         if as_json:
             typer.echo(json.dumps(_json(result, per_class)))
         else:
@@ -134,6 +114,32 @@ def _check_options(plot: Path | None, force: bool, images: Path | None, only_pre
 
     check_suffix(plot, "plot", FORMATS)
     check_new_file(plot, force)
+
+
+def _matched(
+    path: Path, truth: GroundTruth, iou_type: IouKind, category_map: CategoryMap | None
+) -> tuple[Matched, list[str]]:
+    """The predictions in the annotations' ids, and what is to be doubted about these."""
+    from yolo_lightbackbones.coco import predictions
+
+    detections = predictions.read_predictions(path, iou_type.value)
+    if category_map is not None:
+        table = _category_maps()[category_map.value]
+        detections = predictions.map_categories(detections, table, f"--category-map {category_map.value}")
+    predictions.check_categories(detections, truth, _category_maps)
+    doubts = []
+    if category_map is None and (others := predictions.may_be_numbered_otherwise(detections, truth, _category_maps)):
+        options = " or ".join(f"--category-map {name}" for name in others)
+        doubts.append(
+            "COCO's category ids go up to 90, and no prediction has one above 80. If the detector's classes are "
+            f"numbered without COCO's gaps, these numbers are wrong: add {options}."
+        )
+    if category_map is None and predictions.may_be_numbered_from_1(detections, truth):
+        doubts.append(
+            "The annotations number their classes from 0, and no prediction is of that one. `yolo val` numbers the "
+            "classes of data other than COCO from 1: if it wrote these, number the annotations alike."
+        )
+    return predictions.match_images(detections, truth), doubts
 
 
 def _category_maps() -> dict[str, Mapping[int, int]]:
@@ -161,14 +167,6 @@ def _summary(result: Evaluation, truth: GroundTruth, predictions: int, by_name: 
     if by_name:
         lines.append(f"{by_name} predictions were assigned to their images by file name.")
     return "\n".join(lines)
-
-
-def _doubt(maps: list[str]) -> str:
-    options = " or ".join(f"--category-map {name}" for name in maps)
-    return (
-        "Note: COCO's category ids go up to 90, and no prediction has one above 80. If the detector's classes are "
-        f"numbered without COCO's gaps, these numbers are wrong: add {options}."
-    )
 
 
 def _json(result: Evaluation, per_class: bool) -> dict[str, Any]:

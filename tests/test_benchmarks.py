@@ -1,0 +1,88 @@
+"""The benchmarks' own arithmetic, which says whether a family is as good as stock, and the page they write."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def learning() -> ModuleType:
+    return imported("learning")
+
+
+def imported(name: str) -> ModuleType:
+    """A script of benchmarks/, which import each other by name."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(learning: ModuleType, model: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
+    known = {"data": "digits", "scale": "n", "model": model, "seed": seed, **more}
+    numbers = {"map": score, "map50": 2 * score, "curve": [0.1, 0.4, score], "images_per_second": 7.0}
+    about = {"parameters": 2_650_000, "gflops": 7.8, "torch": "2", "machine": "a machine"}
+    return {**known, "settings": learning.settings_of(known), **numbers, **about}
+
+
+def cells(learning: ModuleType, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    lines = [line for line in learning.tables(rows).splitlines() if line.startswith("| yolo")]
+    return {line.split(" | ")[0].removeprefix("| "): line.strip("| ").split(" | ")[3:7] for line in lines}
+
+
+def test_tables(learning: ModuleType) -> None:
+    rows = [row(learning, "stock", seed, score) for seed, score in enumerate((0.4, 0.5, 0.3))]
+    rows += [row(learning, "repvit", seed, score) for seed, score in enumerate((0.36, 0.5))]
+    seen = cells(learning, rows)
+    assert seen["yolov5n"] == ["3", "0.800 ± 0.200", "0.400 ± 0.100", "1.00"]
+    # Of the two seeds that both have: 0.86 of 0.9.
+    assert seen["yolov5n_repvit"] == ["2", "0.860 ± 0.140", "0.430 ± 0.070", "**0.96**"]
+    other = row(learning, "repvit", 5, 0.9)
+    assert cells(learning, [*rows[:3], other])["yolov5n_repvit"][-1] == "", "no seed in common"
+
+
+def test_epochs_to_90_percent(learning: ModuleType) -> None:
+    assert learning.epochs_to([0.1, 0.44, 0.45, 0.2, 0.5]) == 3
+    assert learning.epochs_to([0.5]) == 1
+
+
+def test_trials_are_beside_the_recipe_with_the_same_seeds(learning: ModuleType) -> None:
+    rows = [row(learning, "stock", seed, 0.4 + seed / 10) for seed in (0, 1)]
+    rows.append(row(learning, "stock", 1, 0.3, trial={"lr0": 0.1}))
+    assert "| digits | yolov5n | lr0 0.1 | 1 | 0.300 | 0.500 |" in learning.trials(rows)
+    rows.append(row(learning, "stock", 2, 0.3, trial={"lr0": 0.1}))
+    assert "| digits | yolov5n | lr0 0.1 | 2 | 0.300 ± 0.000 |  |" in learning.trials(rows)
+
+
+def test_results_of_other_settings_are_left_out(
+    learning: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(learning, "stock", seed, 0.4) for seed in (0, 1)]
+    rows[1]["settings"]["lr0"] = 0.123
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results.json")
+    assert learning.load() == rows[:1]
+    monkeypatch.setattr(learning, "RESULTS", tmp_path / "none.json")
+    with pytest.raises(SystemExit, match=r"none\.json has no results"):
+        learning.report()
+
+
+def test_the_page_has_the_results(learning: ModuleType) -> None:
+    """docs/accuracy.md is what the benchmarks write of docs/accuracy.json and docs/transfer.json."""
+    page = learning.PAGE.read_text(encoding="utf-8")
+    pictures = "\n".join(re.findall(r"^!\[Learning curves.*$", page, re.MULTILINE))
+    assert learning.with_tables(page, learning.load(), pictures) == page
+    transfer = imported("transfer")
+    assert transfer.with_table(page, transfer.results()) == page
