@@ -1,10 +1,10 @@
 """Does pretraining arrive? A backbone that has learned to tell digits apart, in a detector that sees few of them.
 
-    python benchmarks/transfer.py [--families repvit edgevit] [--seeds 0 1 2] [--lr0 0.002]
+    python benchmarks/transfer.py [--families repvit edgevit] [--starts scratch pretrained] [--seeds 0 1 2] [--lr0 LR]
 
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
-scratch, with the family's recipes for few images. `--lr0` tries another learning rate from pretrained weights. Writes
+scratch, with the family's recipes for few images; `--lr0` tries another learning rate than theirs. Writes
 docs/transfer.json as results come; runs that are there are not repeated. At the end, or with `--report` alone,
 docs/accuracy.md gets the table.
 """
@@ -117,6 +117,11 @@ def detect(run: Row, *, data: str, best: Path, folder: Path) -> Row:
     return {**run, **found}
 
 
+def run_of(row: Row) -> Row:
+    """Which run a result is of."""
+    return {key: row[key] for key in ("family", "start", "seed", "lr0") if key in row}
+
+
 def results() -> list[Row]:
     rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     return rows
@@ -132,18 +137,16 @@ def with_table(page: str, rows: list[Row]) -> str:
         "| YOLOv5n on | start | seeds | mAP50, val | mAP50 | mAP50-95 | better than from scratch in |",
         "|---|---|---|---|---|---|---|",
     ]
-    for family in FAMILIES:
-        own = [row for row in rows if row["family"] == family]
-        scratch = {row["seed"]: row["map50"] for row in own if row["start"] == "scratch"}
-        for start, lr0 in sorted(
-            {(row["start"], row.get("lr0", 0.0)) for row in own}, key=lambda s: (s[0] != "scratch", s)
-        ):
-            runs = {row["seed"]: row for row in own if (row["start"], row.get("lr0", 0.0)) == (start, lr0)}
-            pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
-            won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
-            figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
-            told = f"{start}, lr0 {lr0}" if lr0 else start
-            lines.append(f"| {family} | {told} | {len(runs)} | {' | '.join(figures)} | {won} |")
+    groups: dict[tuple[str, str, float], dict[int, Row]] = {}
+    for row in sorted(rows, key=lambda row: (FAMILIES.index(row["family"]), row["start"] != "scratch")):
+        groups.setdefault((row["family"], row["start"], row.get("lr0", 0.0)), {})[row["seed"]] = row
+    for (family, start, lr0), runs in groups.items():
+        scratch = {seed: row["map50"] for seed, row in groups.get((family, "scratch", 0.0), {}).items()}
+        pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
+        won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
+        figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
+        told = f"{start}, lr0 {lr0}" if lr0 else start
+        lines.append(f"| {family} | {told} | {len(runs)} | {' | '.join(figures)} | {won} |")
     before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
     return f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
 
@@ -156,7 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--lr0", type=float, help="from pretrained weights, instead of what the recipe has")
+    parser.add_argument("--starts", nargs="*", default=STARTS, choices=STARTS)
+    parser.add_argument("--lr0", type=float, help="instead of what the recipe has")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
     parser.add_argument("--report", action="store_true", help="write the table from the results that are there")
     arguments = parser.parse_args()
@@ -169,13 +173,11 @@ def main() -> None:
     digits = single_digits(folder / "digits", folder / "single-digits")
     for family in arguments.families:
         best = classifier(family, digits, folder)
-        for start in ("pretrained",) if arguments.lr0 else STARTS:
+        for start in arguments.starts:
             for seed in arguments.seeds:
                 run = {"family": family, "start": start, "seed": seed}
                 run |= {"lr0": arguments.lr0} if arguments.lr0 else {}
-                if run in [
-                    {key: row[key] for key in ("family", "start", "seed", "lr0") if key in row} for row in results()
-                ]:
+                if run in map(run_of, results()):
                     continue
                 row = detect(run, data=data, best=best, folder=folder)
                 rows = [*results(), row]  # read again: another process may have added one meanwhile
