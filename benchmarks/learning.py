@@ -243,7 +243,7 @@ def draw(rows: list[Row]) -> list[Path]:
 
 def report() -> None:
     every = load()
-    if not every:
+    if all(map(trial_of, every)):
         sys.exit(f"error: {RESULTS} has no results with the present recipes. Run without --report first.")
     usual = [row for row in every if not row.get("trial")]
     pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(usual))

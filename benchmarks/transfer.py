@@ -124,6 +124,7 @@ def run_of(row: Row) -> Row:
 
 
 def results() -> list[Row]:
+    """What docs/transfer.json has."""
     rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     return rows
 
