@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,17 @@ pytest.register_assert_rewrite("contract")  # its assertions tell what they saw,
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures, which draw as well
+def pytest_runtest_setup() -> None:
+    """The same random numbers in every run, whichever tests a process has had before."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

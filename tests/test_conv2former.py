@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -118,11 +119,21 @@ def test_layer_scale_survives_autocast() -> None:
         torch.testing.assert_close(block(x), torch.full((1, 4, 4, 4), 1.0001))
 
 
-@pytest.mark.slow
-def test_the_largest_is_built_in_seconds() -> None:
-    started = time.perf_counter()
-    create_backbone("conv2former_l")
-    assert time.perf_counter() - started < 3
+def test_weights_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the 200 M of conv2former_l a second time would take seconds."""
+    drawn = []
+
+    def counting(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def count(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+            drawn.append(tensor.numel())
+            return draw(tensor, *args, **options)
+
+        return count
+
+    for name in ("normal_", "trunc_normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_"):
+        monkeypatch.setattr(nn.init, name, counting(getattr(nn.init, name)))
+    backbone = create_backbone("conv2former_n")
+    assert sum(drawn) == sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Conv2d))
 
 
 @pytest.mark.parametrize(
