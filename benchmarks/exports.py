@@ -316,14 +316,21 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
     order = [(data, chosen.label, family) for data in data_sets for chosen in FORMATS for family in FAMILIES]
     rows = [results[key] for key in order if key in results]
     (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
-    notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     limits = ", ".join(f"{limit} for {precision}" for precision, limit in LIMITS.items())
-    parts = [
+    head = [
         f"`benchmarks/exports.py` says what the columns mean. YOLOv5n on every family, trained for minutes. {machine}.",
         f"mAP50-95 is the change that the export makes, in bold where it is more than {limits}.",
     ]
-    for data in data_sets:
+    page = docs / "exports.md"
+    before, after = _around(page)
+    page.write_text("\n".join([f"{before}{BEGIN}\n", *head, f"{tables(rows)}\n\n{END}{after}"]))
+
+
+def tables(rows: list[Row]) -> str:
+    """A table per data set and the notes, of rows in the order of docs/exports.json."""
+    parts = []
+    for data in dict.fromkeys(row["data"] for row in rows):
         own = [row for row in rows if row["data"] == data]
         references = {row["family"]: row["reference_map"] for row in own if "map" in row}
         reference = ", ".join(f"{value:.3f} for {family}" for family, value in references.items())
@@ -333,9 +340,8 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
             f"mAP50-95 of PyTorch itself: {reference or 'not measured'}.\n",
             table(own),
         ]
-    page = docs / "exports.md"
-    before, after = _around(page)
-    page.write_text("\n".join([f"{before}{BEGIN}\n", *parts, f"\n{notes}\n\n{END}{after}"]))
+    notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
+    return "\n".join([*parts, f"\n{notes}"])
 
 
 BEGIN, END = "<!-- matrix: written by benchmarks/exports.py -->", "<!-- matrix: end -->"

@@ -86,3 +86,17 @@ def test_the_page_has_the_results(learning: ModuleType) -> None:
     assert learning.with_tables(page, learning.load(), pictures) == page
     transfer = imported("transfer")
     assert transfer.with_table(page, transfer.results()) == page
+
+
+def test_the_matrix_has_the_results() -> None:
+    """docs/exports.md is what the benchmark writes of docs/exports.json, and says which formats miss their limit."""
+    imported("formats")
+    exports = imported("exports")
+    rows = json.loads((ROOT / "docs" / "exports.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    assert f"{exports.tables(rows)}\n\n{exports.END}" in page
+    assert {row["format"] for row in rows if exports.missed(row)} == {
+        "openvino",
+        "litert quantize=8",
+        "litert quantize=w8a16",
+    }
