@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import filecmp
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -279,10 +281,27 @@ def data_yaml(name: str, given: str, folder: Path) -> str:
     digits = build_digits(folder / "digits", train_images=800, val_images=400)
     pictures = sorted((digits / "images" / "val").iterdir())
     for split, files in (("val", pictures[:200]), ("test", pictures[200:])):
-        (folder / f"digits-{split}.txt").write_text("".join(f"{file}\n" for file in files))
-    text = f"path: {folder}\ntrain: {digits}/images/train\nval: digits-val.txt\ntest: digits-test.txt\nnc: 10\n"
-    (file := folder / "digits.yaml").write_text(text)
+        for source in (s for file in files for s in (file, digits / "labels" / "val" / f"{file.stem}.txt")):
+            # A folder for each: Ultralytics has one label cache for a folder, and runs at a time would swap it.
+            target = folder / "digits-held-out" / source.parent.parent.name / split / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+                shutil.copyfile(source, target)
+    held_out = "val: digits-held-out/images/val\ntest: digits-held-out/images/test"
+    (file := folder / "digits.yaml").write_text(f"path: {folder}\ntrain: digits/images/train\n{held_out}\nnc: 10\n")
     return str(file)
+
+
+def cache_labels(data: str) -> None:
+    """Write Ultralytics' label caches, which runs that begin at the same time would all write."""
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    splits = check_det_dataset(data)
+    for split in ("train", "val", "test"):
+        if not splits.get(split):
+            sys.exit(f"error: {data} has no {split} split, and runs are trained, chosen and tested on one each.")
+        YOLODataset(img_path=splits[split], data=splits, task="detect")
 
 
 def main() -> None:
@@ -314,7 +333,7 @@ def main() -> None:
         wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")
-            data = data_yaml(name, given, arguments.folder.absolute())
+            cache_labels(data := data_yaml(name, given, arguments.folder.absolute()))
             wanted += [
                 (
                     {"data": name, "scale": scale, "model": model, "seed": seed, **({"trial": trial} if trial else {})},
