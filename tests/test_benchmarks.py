@@ -88,15 +88,59 @@ def test_the_page_has_the_results(learning: ModuleType) -> None:
     assert transfer.with_table(page, transfer.results()) == page
 
 
-def test_the_matrix_has_the_results() -> None:
-    """docs/exports.md is what the benchmark writes of docs/exports.json, and says which formats miss their limit."""
+@pytest.fixture(scope="module")
+def exports() -> ModuleType:
     imported("formats")
-    exports = imported("exports")
-    rows = json.loads((ROOT / "docs" / "exports.json").read_text(encoding="utf-8"))
+    return imported("exports")
+
+
+@pytest.fixture(scope="module")
+def exported() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((ROOT / "docs" / "exports.json").read_text(encoding="utf-8"))
+    return rows
+
+
+def test_the_matrix_has_the_results(exports: ModuleType, exported: list[dict[str, Any]]) -> None:
+    """docs/exports.md is what the benchmark writes of docs/exports.json, and says which formats miss their limit."""
     page = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
-    assert f"{exports.tables(rows)}\n\n{exports.END}" in page
-    assert {row["format"] for row in rows if exports.missed(row)} == {
+    assert f"{exports.tables(exported)}\n\n{exports.END}" in page
+    assert {row["format"] for row in exported if exports.missed(row)} == {
         "openvino",
         "litert quantize=8",
         "litert quantize=w8a16",
     }
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_have_the_largest_changes(readme: str, exported: list[dict[str, Any]]) -> None:
+    """The table of exports there: of the detectors that have learned the digits."""
+    changes: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
+    for row in (row for row in exported if row["data"] == "digits"):
+        if "map" in row:
+            changes.setdefault(row["format"], []).append(abs(row["map"] - row["reference_map"]))
+        if "ratio" in row:
+            times.setdefault(row["format"], []).append(row["ratio"])
+
+    def largest(names: list[str], option: str = "") -> list[str]:
+        found = [value for name in names for value in changes.get(name + option, ())]
+        return [f"{max(found):.4f}"] if found else []
+
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    end = next(i for i, line in enumerate(lines) if line.startswith("| CoreML"))
+    begin = max(i for i in range(end) if lines[i].startswith("|---")) + 1
+    ids = {"SavedModel": "saved_model", "PaddlePaddle": "paddle"}
+    seen = []
+    for label, *cells in (line.strip().strip("|").split("|") for line in lines[begin:end]):
+        outside = re.split("[(\N{FULLWIDTH LEFT PARENTHESIS}]", label)[0]
+        names = [ids.get(name, name.lower()) for name in re.findall("[A-Za-z]+", outside)]
+        seen += names
+        plain, half, int8, time = (re.findall(r"\d+\.\d+", cell) for cell in cells)
+        if names == ["rknn"]:  # which computes in float16
+            assert (plain, half) == ([], largest(names))
+            continue
+        assert (plain, half) == (largest(names), largest(names, " quantize=16")), label
+        assert int8 == largest(names, " quantize=w8a32") + largest(names, " quantize=8"), label
+        ratios = [ratio for name in names for ratio in times[name]]
+        assert [float(ratio) for ratio in time] == [min(ratios), max(ratios)], label
+    assert {*seen, "coreml"} == {row["format"].split()[0] for row in exported}
