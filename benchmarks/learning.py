@@ -205,10 +205,12 @@ def trials(rows: list[Row]) -> str:
         found = {r["seed"]: r["curve"][-1] for r in same if trial_of(r) == tried}
         recipe = [r["curve"][-1] for r in same if not trial_of(r) and r["seed"] in found]
         if tried:
-            data, _, scale, model = run
+            data, size, scale, model = run
+            usual = size_of({"data": data}).split(", ")
+            of = ", ".join([data, *(part for part in size.split(", ") if part not in usual)])
             beside = spread(recipe) if len(recipe) == len(found) else ""
             name = yaml_of(model, scale).removesuffix(".yaml")
-            cells = [data, name, tried, len(found), spread(found.values()), beside]
+            cells = [of, name, tried, len(found), spread(found.values()), beside]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     about = "Recipes and model YAMLs were chosen by these, mAP50-95 of the last epoch on the val split.\n\n"
     return f"### Tried\n\n{about}" + "\n".join(lines) if len(lines) > 2 else ""

@@ -64,6 +64,8 @@ def test_trials_are_beside_the_recipe_with_the_same_seeds(learning: ModuleType) 
     assert "| digits | yolov5n | lr0 0.1 | 1 | 0.300 | 0.500 |" in learning.trials(rows)
     rows.append(row(learning, "stock", 2, 0.3, trial={"lr0": 0.1}))
     assert "| digits | yolov5n | lr0 0.1 | 2 | 0.300 ± 0.000 |  |" in learning.trials(rows)
+    rows.append(row(learning, "stock", 0, 0.7, trial={"epochs": 9, "lr0": 0.1}))
+    assert "| digits, epochs 9 | yolov5n | lr0 0.1 | 1 | 0.700 |  |" in learning.trials(rows)
 
 
 def test_results_of_other_settings_are_left_out(
