@@ -300,9 +300,9 @@ def cache_labels(data: str) -> None:
     from ultralytics.data.utils import check_det_dataset
 
     splits = check_det_dataset(data)
+    if not splits.get("test"):  # the others are asked for by Ultralytics
+        sys.exit(f"error: {data} has no test split. Runs are chosen by the val split and compared on the test split.")
     for split in ("train", "val", "test"):
-        if not splits.get(split):
-            sys.exit(f"error: {data} has no {split} split, and runs are trained, chosen and tested on one each.")
         YOLODataset(img_path=splits[split], data=splits, task="detect")
 
 
@@ -335,7 +335,8 @@ def main() -> None:
         wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")
-            cache_labels(data := data_yaml(name, given, arguments.folder.absolute()))
+            data = data_yaml(name, given, arguments.folder.absolute())
+            cache_labels(data)
             wanted += [
                 (
                     {"data": name, "scale": scale, "model": model, "seed": seed, **({"trial": trial} if trial else {})},
