@@ -93,8 +93,8 @@ def train(row: Row, data: str, folder: str) -> Row:
     from ultralytics.utils.torch_utils import get_flops
 
     settings = settings_of(row)
-    tried = "".join(f"-{name}-{value}" for name, value in row.get("trial", {}).items())
-    name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}{tried}"
+    other = "".join(f"-{name}-{value}" for name, value in row.get("trial", {}).items())
+    name = f"{row['data']}-{row['scale']}-{row['model']}-{row['seed']}{other}"
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True}
     detector = YOLO(model := model_of(row, Path(folder)))
     arguments = {name: value for name, value in settings.items() if name not in OPTIONS}
@@ -146,6 +146,11 @@ def trial_of(row: Row) -> str:
     return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items() if name not in SIZED)
 
 
+def tried(given: list[str]) -> dict[str, Any]:
+    """What `--trial` says: NAME=VALUE, as in a YAML."""
+    return {name: yaml.safe_load(value) for name, value in (entry.partition("=")[::2] for entry in given)}
+
+
 def load() -> list[Row]:
     """The results of runs with the present settings; those of others are left to the history of the file."""
     rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
@@ -164,14 +169,18 @@ def epochs_to(curve: list[float], share: float = 0.9) -> int:
 
 
 def tables(rows: list[Row]) -> str:
+    """A table for each data set, scale and size with the recipe, and for what was tried with all models."""
     parts = []
-    ordered = sorted(rows, key=lambda row: (row["data"], row["scale"], row["settings"]["epochs"]))
-    for data, scale, size in dict.fromkeys((row["data"], row["scale"], size_of(row)) for row in ordered):
-        same = [r for r in rows if (r["data"], r["scale"], size_of(r)) == (data, scale, size)]
+    ordered = sorted(rows, key=lambda row: (trial_of(row), row["data"], row["scale"], row["settings"]["epochs"]))
+    groups = dict.fromkeys((trial_of(row), row["data"], row["scale"], size_of(row)) for row in ordered)
+    for trial, data, scale, size in groups:
+        same = [r for r in rows if (trial_of(r), r["data"], r["scale"], size_of(r)) == (trial, data, scale, size)]
         own = {model: [r for r in same if r["model"] == model] for model in MODELS}
+        if trial and not all(own.values()):
+            continue
         stock = {r["seed"]: r["map"] for r in own["stock"]}
         parts.append(
-            f"### {data}, scale {scale} ({size})\n\n"
+            f"### {data}, scale {scale} ({size}){f': {trial}' if trial else ''}\n\n"
             "| model | M parameters | GFLOPs @640 | seeds | mAP50 | mAP50-95 | of stock | epochs to 90 % | images/s |\n"
             "|---|---|---|---|---|---|---|---|---|"
         )
@@ -200,17 +209,17 @@ def tables(rows: list[Row]) -> str:
 def trials(rows: list[Row]) -> str:
     """What was tried instead of a recipe's own setting, beside what the recipe gives with the same seeds."""
     lines = ["| data | model | tried | seeds | val mAP50-95 | with the recipe |", "|---|---|---|---|---|---|"]
-    for *run, tried in dict.fromkeys((r["data"], size_of(r), r["scale"], r["model"], trial_of(r)) for r in rows):
+    for *run, trial in dict.fromkeys((r["data"], size_of(r), r["scale"], r["model"], trial_of(r)) for r in rows):
         same = [r for r in rows if [r["data"], size_of(r), r["scale"], r["model"]] == run]
-        found = {r["seed"]: r["curve"][-1] for r in same if trial_of(r) == tried}
+        found = {r["seed"]: r["curve"][-1] for r in same if trial_of(r) == trial}
         recipe = [r["curve"][-1] for r in same if not trial_of(r) and r["seed"] in found]
-        if tried:
+        if trial:
             data, size, scale, model = run
             usual = size_of({"data": data}).split(", ")
             of = ", ".join([data, *(part for part in size.split(", ") if part not in usual)])
             beside = spread(recipe) if len(recipe) == len(found) else ""
             name = yaml_of(model, scale).removesuffix(".yaml")
-            cells = [of, name, tried, len(found), spread(found.values()), beside]
+            cells = [of, name, trial, len(found), spread(found.values()), beside]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     about = "Recipes and model YAMLs were chosen by these, mAP50-95 of the last epoch on the val split.\n\n"
     return f"### Tried\n\n{about}" + "\n".join(lines) if len(lines) > 2 else ""
@@ -257,12 +266,13 @@ def report() -> None:
 def with_tables(page: str, every: list[Row], pictures: str) -> str:
     """The page with the tables of these results between its marks."""
     rows = [row for row in every if not trial_of(row)]
+    others = tables([row for row in every if trial_of(row)])
     text = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter with the same seeds.\n"
         f"{rows[0]['machine']}, torch {rows[0]['torch']}.\n"
         "Images per second are of training with validation, with other programs running.\n\n"
-        f"{tables(rows)}\n{pictures}\n\n{trials(every)}"
+        f"{tables(rows)}\n{pictures}\n\n{others}\n{trials(every)}"
     )
     before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
@@ -330,8 +340,7 @@ def main() -> None:
     if not arguments.report:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         rows = load()
-        pairs = [entry.partition("=")[::2] for entry in arguments.trial]
-        trial = {name: yaml.safe_load(value) for name, value in pairs}
+        trial = tried(arguments.trial)
         wanted: list[tuple[Row, str]] = []
         for entry in arguments.data:
             name, _, given = entry.partition("=")

@@ -1,12 +1,12 @@
 """Does pretraining arrive? A backbone that has learned to tell digits apart, in a detector that sees few of them.
 
-    python benchmarks/transfer.py [--families repvit edgevit] [--starts scratch pretrained] [--seeds 0 1 2] [--lr0 LR]
+    python benchmarks/transfer.py [--families repvit edgevit] [--starts scratch pretrained] [--seeds 0] [--trial lr0=LR]
 
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
-scratch, with the family's recipes for few images; `--lr0` tries another learning rate than theirs. Writes
-docs/transfer.json as results come; runs that are there are not repeated. At the end, or with `--report` alone,
-docs/accuracy.md gets the table.
+scratch, with the family's recipes for few images; `--trial` tries something else than theirs. Writes
+docs/transfer.json as results come; runs that are there with the recipes' present settings are not repeated. At the end,
+or with `--report` alone, docs/accuracy.md gets the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from learning import PAGE, data_yaml, spread
+import yaml
+from learning import PAGE, data_yaml, spread, trial_of, tried
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
@@ -98,35 +99,43 @@ def pretrained(family: str, seed: int, best: Path, folder: Path) -> Path:
 def detect(run: Row, *, data: str, best: Path, folder: Path) -> Row:
     """Train on a tenth of the pictures; mAP on the test split, and on the val split for choosing a recipe."""
     from ultralytics import YOLO
-    from ultralytics.utils import YAML
 
     family, start, seed = run["family"], run["start"], run["seed"]
-    trial = {"lr0": run["lr0"]} if "lr0" in run else {}
-    recipe = YAML.load(ROOT / "cfg" / "recipes" / f"{family}_{STARTS[start]}.yaml")
-    name = "-".join(map(str, run.values()))
+    settings = settings_of(run)
+    name = "-".join(map(str, [family, start, seed, *(text for pair in run.get("trial", {}).items() for text in pair)]))
     weights = str(pretrained(family, seed, best, folder)) if start == "pretrained" else False
     quiet = {"workers": 0, "amp": False, "plots": False, "verbose": False, "exist_ok": True, "val": False}
     detector = YOLO(f"yolov5n_{family}.yaml")
-    settings = {**recipe, **DETECT, "seed": seed, "pretrained": weights, **trial}
-    detector.train(data=data, project=str(folder), name=name, **settings, **quiet)
+    detector.train(data=data, project=str(folder), name=name, pretrained=weights, **settings, **quiet)
     last = folder / name / "weights" / "last.pt"
     options = {"imgsz": DETECT["imgsz"], "plots": False, "verbose": False, "workers": 0, "exist_ok": True}
     found = {}
     for split, prefix in (("val", "val_"), ("test", "")):
         metrics = YOLO(last).val(data=data, project=str(folder), name=f"{name}-{split}", split=split, **options)
         found |= {f"{prefix}map50": metrics.box.map50, f"{prefix}map": metrics.box.map}
-    return {**run, **found}
+    return {**run, "settings": settings, **found}
 
 
 def run_of(row: Row) -> Row:
     """Which run a result is of."""
-    return {key: row[key] for key in ("family", "start", "seed", "lr0") if key in row}
+    return {key: row[key] for key in ("family", "start", "seed", "trial") if key in row}
+
+
+def settings_of(run: Row) -> dict[str, Any]:
+    """What a run is given: the recipe of its start, the size of these runs, the seed, and what is tried instead."""
+    file = ROOT / "cfg" / "recipes" / f"{run['family']}_{STARTS[run['start']]}.yaml"
+    return {**yaml.safe_load(file.read_text()), **DETECT, "seed": run["seed"], **run.get("trial", {})}
 
 
 def results() -> list[Row]:
-    """What docs/transfer.json has."""
+    """What docs/transfer.json has of runs with the present settings."""
     rows: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    return rows
+    return [row for row in rows if row["settings"] == settings_of(row)]
+
+
+def preferred(runs: dict[int, Row]) -> tuple[int, float]:
+    """What is compared of several ways to train: those with most seeds, then those with the best mAP50, val split."""
+    return len(runs), statistics.mean(row["val_map50"] for row in runs.values())
 
 
 def with_table(page: str, rows: list[Row]) -> str:
@@ -134,22 +143,23 @@ def with_table(page: str, rows: list[Row]) -> str:
     detector, classifier = (", ".join(f"{k} {v}" for k, v in settings.items()) for settings in (DETECT, CLASSIFY))
     lines = [
         f"Detector: {detector}. Classifier: {classifier}. Mean and half the",
-        "range of the seeds. The last column compares with the rate from scratch that the val split prefers.",
+        "range of the seeds. The last column compares with the way from scratch that the val split prefers.",
         "",
         "| YOLOv5n on | start | seeds | mAP50, val | mAP50 | mAP50-95 | better than from scratch in |",
         "|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, str, float], dict[int, Row]] = {}
-    for row in sorted(rows, key=lambda row: (FAMILIES.index(row["family"]), row["start"] != "scratch")):
-        groups.setdefault((row["family"], row["start"], row.get("lr0", 0.0)), {})[row["seed"]] = row
-    for (family, start, lr0), runs in groups.items():
+    groups: dict[tuple[str, str, str], dict[int, Row]] = {}
+    order = [(family, start) for family in FAMILIES for start in STARTS]
+    for row in sorted(rows, key=lambda row: (order.index((row["family"], row["start"])), trial_of(row))):
+        groups.setdefault((row["family"], row["start"], trial_of(row)), {})[row["seed"]] = row
+    for (family, start, trial), runs in groups.items():
         scratches = [rows for (of, kind, _), rows in groups.items() if (of, kind) == (family, "scratch")]
-        best = max(scratches, key=lambda rows: statistics.mean(row["val_map50"] for row in rows.values()), default={})
+        best = max(scratches, key=preferred, default={})
         scratch = {seed: row["map50"] for seed, row in best.items()}
         pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
         won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
         figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
-        told = f"{start}, lr0 {lr0}" if lr0 else start
+        told = f"{start}, {trial}" if trial else start
         lines.append(f"| {family} | {told} | {len(runs)} | {' | '.join(figures)} | {won} |")
     before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
     return f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
@@ -164,7 +174,9 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--starts", nargs="*", default=STARTS, choices=STARTS)
-    parser.add_argument("--lr0", type=float, help="instead of what the recipe has")
+    parser.add_argument(
+        "--trial", nargs="*", default=[], metavar="NAME=VALUE", help="instead of what the recipe has: lr0=0.002"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "transfer")
     parser.add_argument("--report", action="store_true", help="write the table from the results that are there")
     arguments = parser.parse_args()
@@ -173,6 +185,7 @@ def main() -> None:
         return
     folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    trial = tried(arguments.trial)
     data = data_yaml("digits", "", folder)
     digits = single_digits(folder / "digits", folder / "single-digits")
     for family in arguments.families:
@@ -180,7 +193,7 @@ def main() -> None:
         for start in arguments.starts:
             for seed in arguments.seeds:
                 run = {"family": family, "start": start, "seed": seed}
-                run |= {"lr0": arguments.lr0} if arguments.lr0 else {}
+                run |= {"trial": trial} if trial else {}
                 if run in map(run_of, results()):
                     continue
                 row = detect(run, data=data, best=best, folder=folder)

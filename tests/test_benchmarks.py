@@ -53,6 +53,12 @@ def test_tables(learning: ModuleType) -> None:
     assert cells(learning, [*rows[:3], other])["yolov5n_repvit"][-1] == "", "no seed in common"
 
 
+def test_what_was_tried_with_all_models_has_a_table(learning: ModuleType) -> None:
+    rows = [row(learning, model, 0, 0.4, trial={"lr0": 0.1}) for model in learning.MODELS]
+    assert "### digits, scale n (imgsz 128, epochs 6, fliplr 0.0): lr0 0.1\n" in learning.tables(rows)
+    assert learning.tables(rows[:-1]) == ""
+
+
 def test_epochs_to_90_percent(learning: ModuleType) -> None:
     assert learning.epochs_to([0.1, 0.44, 0.45, 0.2, 0.5]) == 3
     assert learning.epochs_to([0.5]) == 1
@@ -88,6 +94,26 @@ def test_the_page_has_the_results(learning: ModuleType) -> None:
     assert learning.with_tables(page, learning.load(), pictures) == page
     transfer = imported("transfer")
     assert transfer.with_table(page, transfer.results()) == page
+
+
+def test_pretrained_is_compared_with_the_best_way_from_scratch() -> None:
+    """That which the val split prefers of those with most seeds; seeds are compared one by one."""
+    transfer = imported("transfer")
+
+    def of(start: str, seed: int, val: float, test: float, **trial: Any) -> dict[str, Any]:
+        run = {"family": "repvit", "start": start, "seed": seed} | ({"trial": trial} if trial else {})
+        return {**run, "val_map50": val, "map50": test, "map": test / 2}
+
+    rows = [of("pretrained", 0, 0.5, 0.5), of("pretrained", 1, 0.5, 0.3)]
+    rows += [of("scratch", 0, 0.3, 0.45), of("scratch", 1, 0.3, 0.2)]
+    rows += [
+        of("scratch", 0, 0.4, 0.4, lr0=0.1),
+        of("scratch", 1, 0.4, 0.4, lr0=0.1),
+        of("scratch", 0, 0.9, 0.9, lr0=0.2),
+    ]
+    table = transfer.with_table(f"before\n{transfer.BEGIN}\n{transfer.END}\nafter", rows)
+    assert "| repvit | pretrained | 2 | 0.500 ± 0.000 | 0.400 ± 0.100 | 0.200 ± 0.050 | 1 of 2 seeds |" in table
+    assert "| repvit | scratch, lr0 0.2 | 1 | 0.900 | 0.900 | 0.450 |  |" in table
 
 
 @pytest.fixture(scope="module")
