@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from learning import PAGE, data_yaml, spread, trial_of, tried
+from learning import PAGE, data_yaml, spread, tried
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
@@ -119,6 +119,10 @@ def detect(run: Row, *, data: str, best: Path, folder: Path) -> Row:
 def run_of(row: Row) -> Row:
     """Which run a result is of."""
     return {key: row[key] for key in ("family", "start", "seed", "trial") if key in row}
+
+
+def trial_of(run: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in run.get("trial", {}).items())
 
 
 def settings_of(run: Row) -> dict[str, Any]:
