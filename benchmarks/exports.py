@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from formats import FORMATS, LIMITS, OVERLAYS, Format, overlay_of, versions
+from pages import with_part
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
@@ -323,8 +324,7 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
         f"mAP50-95 is the change that the export makes, in bold where it is more than {limits}.",
     ]
     page = docs / "exports.md"
-    before, after = _around(page)
-    page.write_text("\n".join([f"{before}{BEGIN}\n", *head, f"{tables(rows)}\n\n{END}{after}"]))
+    page.write_text(with_part(page.read_text(), "matrix", "\n".join([*head, tables(rows)])))
 
 
 def tables(rows: list[Row]) -> str:
@@ -342,18 +342,6 @@ def tables(rows: list[Row]) -> str:
         ]
     notes = "\n".join(dict.fromkeys(f"- {row['format']}: {row['note']}." for row in rows if row["note"]))
     return "\n".join([*parts, f"\n{notes}"])
-
-
-BEGIN, END = "<!-- matrix: written by benchmarks/exports.py -->", "<!-- matrix: end -->"
-
-
-def _around(page: Path) -> tuple[str, str]:
-    """What a person wrote on the page before and behind the matrix."""
-    text = page.read_text() if page.is_file() else ""
-    if BEGIN not in text:
-        return "# Exports\n\n", "\n"
-    before, rest = text.split(BEGIN)
-    return before, rest.split(END)[1]
 
 
 if __name__ == "__main__":

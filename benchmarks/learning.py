@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pages import with_part
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
-BEGIN, END = "<!-- learning: written by benchmarks/learning.py -->", "<!-- learning: end -->"
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
 MODELS = ("stock", *FAMILIES)
 SIZES: dict[str, dict[str, Any]] = {
@@ -143,7 +143,12 @@ def key(row: Row) -> tuple[str, str, str, int, str, str]:
 
 
 def trial_of(row: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items() if name not in SIZED)
+    return told(row, without=SIZED)
+
+
+def told(row: Row, without: tuple[str, ...] = ()) -> str:
+    """What a run tries instead of what is set, in words for a table."""
+    return ", ".join(f"{name} {value}" for name, value in row.get("trial", {}).items() if name not in without)
 
 
 def tried(given: list[str]) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def trials(rows: list[Row]) -> str:
             cells = [of, name, trial, len(found), spread(found.values()), beside]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     about = "Recipes and model YAMLs were chosen by these, mAP50-95 of the last epoch on the val split.\n\n"
-    return f"### Tried\n\n{about}" + "\n".join(lines) if len(lines) > 2 else ""
+    return f"### By the val split\n\n{about}" + "\n".join(lines) if len(lines) > 2 else ""
 
 
 def draw(rows: list[Row]) -> list[Path]:
@@ -264,18 +269,17 @@ def report() -> None:
 
 
 def with_tables(page: str, every: list[Row], pictures: str) -> str:
-    """The page with the tables of these results between its marks."""
+    """The page with the tables of these results in its two parts: with the recipes, and what else was tried."""
     rows = [row for row in every if not trial_of(row)]
-    others = tables([row for row in every if trial_of(row)])
-    text = (
+    learning = (
         "Made by `python benchmarks/learning.py`, test split of each data set: mean and half the range of the seeds,\n"
         f"in bold where a family is below {BAR} of the stock model of the same letter with the same seeds.\n"
         f"{rows[0]['machine']}, torch {rows[0]['torch']}.\n"
         "Images per second are of training with validation, with other programs running.\n\n"
-        f"{tables(rows)}\n{pictures}\n\n{others}\n{trials(every)}"
+        f"{tables(rows)}\n{pictures}"
     )
-    before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    others = f"{tables([row for row in every if trial_of(row)])}\n{trials(every)}"
+    return with_part(with_part(page, "learning", learning), "tried", others)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from learning import PAGE, data_yaml, spread, tried
+from learning import PAGE, data_yaml, spread, told, tried
+from pages import with_part
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
-BEGIN, END = "<!-- transfer: written by benchmarks/transfer.py -->", "<!-- transfer: end -->"
 FAMILIES = ("repvit", "edgevit")
 SIDE = 64  # pixels of a single digit
 COPIES = 2  # of each scan, in other colours
@@ -121,10 +121,6 @@ def run_of(row: Row) -> Row:
     return {key: row[key] for key in ("family", "start", "seed", "trial") if key in row}
 
 
-def trial_of(run: Row) -> str:
-    return ", ".join(f"{name} {value}" for name, value in run.get("trial", {}).items())
-
-
 def settings_of(run: Row) -> dict[str, Any]:
     """What a run is given: the recipe of its start, the size of these runs, the seed, and what is tried instead."""
     file = ROOT / "cfg" / "recipes" / f"{run['family']}_{STARTS[run['start']]}.yaml"
@@ -154,8 +150,8 @@ def with_table(page: str, rows: list[Row]) -> str:
     ]
     groups: dict[tuple[str, str, str], dict[int, Row]] = {}
     order = [(family, start) for family in FAMILIES for start in STARTS]
-    for row in sorted(rows, key=lambda row: (order.index((row["family"], row["start"])), trial_of(row))):
-        groups.setdefault((row["family"], row["start"], trial_of(row)), {})[row["seed"]] = row
+    for row in sorted(rows, key=lambda row: (order.index((row["family"], row["start"])), told(row))):
+        groups.setdefault((row["family"], row["start"], told(row)), {})[row["seed"]] = row
     for (family, start, trial), runs in groups.items():
         scratches = [rows for (of, kind, _), rows in groups.items() if (of, kind) == (family, "scratch")]
         best = max(scratches, key=preferred, default={})
@@ -163,10 +159,9 @@ def with_table(page: str, rows: list[Row]) -> str:
         pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
         won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
         figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
-        told = f"{start}, {trial}" if trial else start
-        lines.append(f"| {family} | {told} | {len(runs)} | {' | '.join(figures)} | {won} |")
-    before, after = page.split(BEGIN, maxsplit=1)[0], page.split(END)[1]
-    return f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}"
+        way = f"{start}, {trial}" if trial else start
+        lines.append(f"| {family} | {way} | {len(runs)} | {' | '.join(figures)} | {won} |")
+    return with_part(page, "transfer", "\n".join(lines))
 
 
 def report() -> None:

@@ -16,8 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def learning() -> ModuleType:
+def pages() -> ModuleType:
+    return imported("pages")
+
+
+@pytest.fixture(scope="module")
+def learning(pages: ModuleType) -> ModuleType:
     return imported("learning")
+
+
+@pytest.fixture(scope="module")
+def transfer(learning: ModuleType) -> ModuleType:
+    return imported("transfer")
 
 
 def imported(name: str) -> ModuleType:
@@ -87,18 +97,16 @@ def test_results_of_other_settings_are_left_out(
         learning.report()
 
 
-def test_the_page_has_the_results(learning: ModuleType) -> None:
+def test_the_page_has_the_results(learning: ModuleType, transfer: ModuleType) -> None:
     """docs/accuracy.md is what the benchmarks write of docs/accuracy.json and docs/transfer.json."""
     page = learning.PAGE.read_text(encoding="utf-8")
     pictures = "\n".join(re.findall(r"^!\[Learning curves.*$", page, re.MULTILINE))
     assert learning.with_tables(page, learning.load(), pictures) == page
-    transfer = imported("transfer")
     assert transfer.with_table(page, transfer.results()) == page
 
 
-def test_pretrained_is_compared_with_the_best_way_from_scratch() -> None:
+def test_pretrained_is_compared_with_the_best_way_from_scratch(transfer: ModuleType) -> None:
     """That which the val split prefers of those with most seeds; seeds are compared one by one."""
-    transfer = imported("transfer")
 
     def of(start: str, seed: int, val: float, test: float, **trial: Any) -> dict[str, Any]:
         run = {"family": "repvit", "start": start, "seed": seed} | ({"trial": trial} if trial else {})
@@ -111,13 +119,13 @@ def test_pretrained_is_compared_with_the_best_way_from_scratch() -> None:
         of("scratch", 1, 0.4, 0.4, lr0=0.1),
         of("scratch", 0, 0.9, 0.9, epochs=9),
     ]
-    table = transfer.with_table(f"before\n{transfer.BEGIN}\n{transfer.END}\nafter", rows)
+    table = transfer.with_table("<!-- transfer: written by transfer.py -->\n<!-- transfer: end -->", rows)
     assert "| repvit | pretrained | 2 | 0.500 ± 0.000 | 0.400 ± 0.100 | 0.200 ± 0.050 | 1 of 2 seeds |" in table
     assert "| repvit | scratch, epochs 9 | 1 | 0.900 | 0.900 | 0.450 |  |" in table
 
 
 @pytest.fixture(scope="module")
-def exports() -> ModuleType:
+def exports(pages: ModuleType) -> ModuleType:
     imported("formats")
     return imported("exports")
 
@@ -131,7 +139,7 @@ def exported() -> list[dict[str, Any]]:
 def test_the_matrix_has_the_results(exports: ModuleType, exported: list[dict[str, Any]]) -> None:
     """docs/exports.md is what the benchmark writes of docs/exports.json, and says which formats miss their limit."""
     page = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
-    assert f"{exports.tables(exported)}\n\n{exports.END}" in page
+    assert f"{exports.tables(exported)}\n\n<!-- matrix: end -->" in page
     assert {row["format"] for row in exported if exports.missed(row)} == {
         "openvino",
         "litert quantize=8",
@@ -172,3 +180,15 @@ def test_the_readmes_have_the_largest_changes(readme: str, exported: list[dict[s
         ratios = [ratio for name in names for ratio in times[name]]
         assert [float(ratio) for ratio in time] == [min(ratios), max(ratios)], label
     assert {*seen, "coreml"} == {row["format"].split()[0] for row in exported}
+
+
+def test_a_part_of_a_page_is_written_and_nothing_around_it(pages: ModuleType) -> None:
+    one, two = (f"<!-- {name}: written by x.py -->\n%s<!-- {name}: end -->\n" for name in ("one", "two"))
+    page = f"a\n{one % 'old'}b\n{two % ''}"
+    written = pages.with_part(page, "one", r"new \1")
+    assert written == page.replace("old", "\nnew \\1\n\n")
+    assert pages.with_part(written, "one", r"new \1") == written
+    with pytest.raises(ValueError, match="has 0 parts '<!-- three: written by"):
+        pages.with_part(page, "three", "new")
+    with pytest.raises(ValueError, match="has 2 parts"):
+        pages.with_part(page + page, "two", "new")
