@@ -269,10 +269,12 @@ def test_parc_options() -> None:
 
 
 def test_conv_mod_options() -> None:
-    built = ConvModBlocks(24, 24, 1, {"kernel_size": 11, "mlp_ratio": 2, "layer_scale": 0.1})
+    built = ConvModBlocks(24, 24, 1, {"kernel_size": 11, "mlp_ratio": 2, "layer_scale": 0.3})
     assert built.blocks[0].attn.depthwise.kernel_size == (11, 11)
     assert built.blocks[0].mlp.fc1.out_channels == 48
-    torch.testing.assert_close(built.blocks[0].layer_scale2.detach(), torch.full((24,), 0.1))
+    torch.testing.assert_close(built.blocks[0].layer_scale2.detach(), torch.full((24,), 0.3))
+    of_itself = ConvModBlocks(24, 24).blocks[0].layer_scale1
+    torch.testing.assert_close(of_itself.detach(), torch.full((24,), 0.1), msg="as in a backbone row from scratch")
 
 
 # --- in Ultralytics ---------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ class Backbone(fusion.Fusible):
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
         init: what the random weights are: `"published"`, or `"scratch"`, with which detectors learn sooner: PyTorch's
-            own, and gates of squeeze-and-excitation that start open.
+            own, gates of squeeze-and-excitation that start open, and layer scales of 0.1.
         normed_taps: which of the taps get a BatchNorm behind them, which no published implementation has: for necks
             that join a tap with maps of their own, beside which a sum that nothing normalises is many times larger.
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from yolo_lightbackbones import layers
-from yolo_lightbackbones.backbones.conv2former import Conv2FormerBlock
+from yolo_lightbackbones.backbones.conv2former import LAYER_SCALE_FOR_SCRATCH, Conv2FormerBlock
 from yolo_lightbackbones.backbones.edgevit import LGLBlock
 from yolo_lightbackbones.backbones.parcnet import ParCBlock
 from yolo_lightbackbones.backbones.repvit import RepViTBlock
@@ -201,7 +201,7 @@ class ConvModBlocks(BlockRow):
     options: ClassVar[Mapping[str, Option]] = {
         "kernel_size": _odd(7),
         "mlp_ratio": _whole(4),
-        "layer_scale": _scale(1e-6),
+        "layer_scale": _scale(LAYER_SCALE_FOR_SCRATCH),
         "drop_path": _share(0.0),
     }
 
