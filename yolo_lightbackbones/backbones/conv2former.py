@@ -23,7 +23,7 @@ from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_ra
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
 
 LAYER_SCALE_FOR_SCRATCH = 0.1
-"""From 1e-6, layer scales that SGD trains are still below 0.01 after a few hundred updates: most blocks add nothing."""
+"""From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks add next to nothing."""
 
 
 @dataclass(frozen=True)
