@@ -234,6 +234,7 @@ class Conv2Former(Backbone):
     row_tap_norm = "batch"
 
     def init_for_scratch(self) -> None:
+        # Not in the block: a row of blocks says itself where its layer scales start.
         for module in self.modules():
             if isinstance(module, Conv2FormerBlock):
                 for scale in (module.layer_scale1, module.layer_scale2):
