@@ -3,7 +3,7 @@
     python benchmarks/gallery.py --data bccd=bccd.yaml --folder runs/learning [--scale n] [--seed 0]
 
 Takes the detectors that `benchmarks/learning.py` left in that folder, `yolo predict`s test images with each of them,
-and writes docs/gallery-DATA.jpg, a row per model, and docs/confusion-DATA.png, both small.
+and writes docs/gallery-DATA-SCALE.jpg, a row per model, and docs/confusion-DATA-SCALE.png, both small.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def main() -> None:
     if not rows:
         sys.exit(f"error: no detector of {name} at scale {arguments.scale} is in {folder}. Run learning.py first.")
     docs = ROOT / "docs"
-    cv2.imwrite(str(docs / f"gallery-{name}.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    cv2.imwrite(str(docs / f"confusion-{name}.png"), np.vstack(matrices))
+    cv2.imwrite(str(docs / f"gallery-{name}-{arguments.scale}.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    cv2.imwrite(str(docs / f"confusion-{name}-{arguments.scale}.png"), np.vstack(matrices))
 
 
 if __name__ == "__main__":
