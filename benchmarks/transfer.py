@@ -133,6 +133,10 @@ def results() -> list[Row]:
     return [row for row in rows if row["settings"] == settings_of(row)]
 
 
+def optimizer_of(runs: dict[int, Row]) -> str:
+    return str(next(iter(runs.values()))["settings"]["optimizer"])
+
+
 def preferred(runs: dict[int, Row]) -> tuple[int, float]:
     """What is compared of several ways to train: those with most seeds, then those with the best mAP50, val split."""
     return len(runs), statistics.mean(row["val_map50"] for row in runs.values())
@@ -143,7 +147,8 @@ def with_table(page: str, rows: list[Row]) -> str:
     detector, classifier = (", ".join(f"{k} {v}" for k, v in settings.items()) for settings in (DETECT, CLASSIFY))
     lines = [
         f"Detector: {detector}. Classifier: {classifier}. Mean and half the",
-        "range of the seeds. The last column compares with the way from scratch that the val split prefers.",
+        "range of the seeds. The last column compares with the way from scratch that the val split prefers of those",
+        "with the same optimizer.",
         "",
         "| YOLOv5n on | start | seeds | mAP50, val | mAP50 | mAP50-95 | better than from scratch in |",
         "|---|---|---|---|---|---|---|",
@@ -153,11 +158,15 @@ def with_table(page: str, rows: list[Row]) -> str:
     for row in sorted(rows, key=lambda row: (order.index((row["family"], row["start"])), told(row))):
         groups.setdefault((row["family"], row["start"], told(row)), {})[row["seed"]] = row
     for (family, start, trial), runs in groups.items():
-        scratches = [rows for (of, kind, _), rows in groups.items() if (of, kind) == (family, "scratch")]
+        scratches = [
+            rows
+            for (of, kind, _), rows in groups.items()
+            if (of, kind) == (family, "scratch") and optimizer_of(rows) == optimizer_of(runs)
+        ]
         best = max(scratches, key=preferred, default={})
         scratch = {seed: row["map50"] for seed, row in best.items()}
         pairs = [(scratch[seed], row["map50"]) for seed, row in runs.items() if seed in scratch]
-        won = "" if start == "scratch" else f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds"
+        won = f"{sum(b > a for a, b in pairs)} of {len(pairs)} seeds" if pairs and start != "scratch" else ""
         figures = [spread(row[name] for row in runs.values()) for name in ("val_map50", "map50", "map")]
         way = f"{start}, {trial}" if trial else start
         lines.append(f"| {family} | {way} | {len(runs)} | {' | '.join(figures)} | {won} |")

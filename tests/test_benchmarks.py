@@ -106,11 +106,12 @@ def test_the_page_has_the_results(learning: ModuleType, transfer: ModuleType) ->
 
 
 def test_pretrained_is_compared_with_the_best_way_from_scratch(transfer: ModuleType) -> None:
-    """That which the val split prefers of those with most seeds; seeds are compared one by one."""
+    """That which the val split prefers of those with most seeds and the optimizer; seeds are compared one by one."""
 
     def of(start: str, seed: int, val: float, test: float, **trial: Any) -> dict[str, Any]:
         run = {"family": "repvit", "start": start, "seed": seed} | ({"trial": trial} if trial else {})
-        return {**run, "val_map50": val, "map50": test, "map": test / 2}
+        settings = transfer.settings_of(run)
+        return {**run, "settings": settings, "val_map50": val, "map50": test, "map": test / 2}
 
     rows = [of("pretrained", 0, 0.5, 0.5), of("pretrained", 1, 0.5, 0.3)]
     rows += [of("scratch", 0, 0.3, 0.45), of("scratch", 1, 0.3, 0.2)]
@@ -119,8 +120,11 @@ def test_pretrained_is_compared_with_the_best_way_from_scratch(transfer: ModuleT
         of("scratch", 1, 0.4, 0.4, lr0=0.1),
         of("scratch", 0, 0.9, 0.9, epochs=9),
     ]
+    rows += [of("scratch", seed, 0.9, 0.9, optimizer="SGD") for seed in (0, 1)]
+    rows += [of("pretrained", 0, 0.8, 0.8, optimizer="SGD")]
     table = transfer.with_table("<!-- transfer: written by transfer.py -->\n<!-- transfer: end -->", rows)
     assert "| repvit | pretrained | 2 | 0.500 ± 0.000 | 0.400 ± 0.100 | 0.200 ± 0.050 | 1 of 2 seeds |" in table
+    assert "| repvit | pretrained, optimizer SGD | 1 | 0.800 | 0.800 | 0.400 | 0 of 1 seeds |" in table
     assert "| repvit | scratch, epochs 9 | 1 | 0.900 | 0.900 | 0.450 |  |" in table
 
 
