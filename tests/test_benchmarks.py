@@ -105,6 +105,26 @@ def test_the_page_has_the_results(learning: ModuleType, transfer: ModuleType) ->
     assert transfer.with_table(page, transfer.results()) == page
 
 
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_have_the_accuracy(readme: str, learning: ModuleType) -> None:
+    """The column of BCCD there is that of docs/accuracy.md, of the present recipes at scale n."""
+    found = {
+        model: learning.spread(
+            row["map"]
+            for row in learning.load()
+            if (row["data"], row["scale"], row["model"]) == ("bccd", "n", model) and not learning.trial_of(row)
+        )
+        for model in learning.MODELS
+    }
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| YOLOv5n") and "BCCD" in line) + 2
+    told = {}
+    for name, *_, score in (line.strip("| ").split(" | ") for line in lines[begin : begin + len(found)]):
+        model = name.lower().replace("-", "")
+        told[next((family for family in learning.FAMILIES if model.startswith(family)), "stock")] = score
+    assert told == {model: mean.split(" ")[0] for model, mean in found.items()}
+
+
 def test_pretrained_is_compared_with_the_best_way_from_scratch(transfer: ModuleType) -> None:
     """That which the val split prefers of those with most seeds and the optimizer; seeds are compared one by one."""
 
