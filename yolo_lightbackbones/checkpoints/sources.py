@@ -18,6 +18,7 @@ import torch
 
 from yolo_lightbackbones.checkpoints import files
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
+from yolo_lightbackbones.writing import write_text
 
 
 class DownloadError(OSError):
@@ -178,7 +179,7 @@ def _check(path: Path, release: Release, record: Path | None = None) -> None:
     known = release.sha256 or (note.read_text().strip() if note.is_file() else None)
     if known is None:
         files.read_tensors(path)  # a cut off download or an error page must not become what later ones are compared to
-        note.write_text(f"{digest}\n")
+        write_text(note, f"{digest}\n")
     elif digest != known:
         raise DownloadError(
             f"its SHA-256 is {digest}, it should be {known}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,14 +102,3 @@ def check_suffix(path: Path, what: str, suffixes: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"The {what} is {path}; its suffix must be one of {', '.join(suffixes)}.")
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` at the end: a reader, or an interruption, never meets half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ from yolo_lightbackbones.cli.common import (
     messages,
     print_json,
     progress,
-    written_whole,
 )
+from yolo_lightbackbones.writing import written_whole
 
 FORMATS = (".png", ".svg", ".pdf")
 WARM_UP = 3

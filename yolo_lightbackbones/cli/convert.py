@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
-from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json, written_whole
+from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json
+from yolo_lightbackbones.writing import written_whole
 
 
 def convert(

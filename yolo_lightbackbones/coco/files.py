@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -68,16 +67,6 @@ def check_file(path: Path, what: str) -> None:
         raise ValueError(f"{path} is a folder; the {what} is needed here.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no {what} {path}.")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file completely or not at all: a reader, or an interruption, never meets half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content.encode())  # bytes: the same line ends on every system
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_lightbackbones.coco.files import write_whole
+from yolo_lightbackbones.writing import write_text
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -105,7 +105,7 @@ class Record:
         self._known[key] = {"bytes": status.st_size, "changed": status.st_mtime_ns, **asdict(image)}
 
     def save(self) -> None:
-        write_whole(self.path, json.dumps(self._known))
+        write_text(self.path, json.dumps(self._known))
 
 
 def check_images(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
 from yolo_lightbackbones.coco.evaluation import NOT_THERE, Evaluation
+from yolo_lightbackbones.writing import written_whole
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -26,12 +26,6 @@ def plot_curves(evaluation: Evaluation, path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    # Complete or not there at all: a reader, or an interruption, never meets half a file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a file name in a script that the font lacks
-            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file name in a script that the font lacks
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)

@@ -21,11 +21,11 @@ from pathlib import Path
 import yaml
 
 from yolo_lightbackbones.coco import labels
-from yolo_lightbackbones.coco.files import write_whole
 from yolo_lightbackbones.coco.images import Record, Whole, check_images
 from yolo_lightbackbones.coco.instances import Instances, read_instances, without_bad_annotations
 from yolo_lightbackbones.coco.layout import SPLITS, Split, find_splits
 from yolo_lightbackbones.coco.report import Report, SplitReport
+from yolo_lightbackbones.writing import write_text
 
 DATA_YAML = "coco.yaml"
 SCRATCH = ".coco-prepare-"
@@ -231,7 +231,7 @@ def _put_in_place(work: _Work, report: Report) -> None:
         work.report.list_file = "kept"
     else:
         work.report.list_file = "rewritten" if split.list_file.exists() else "written"
-        write_whole(split.list_file, "".join(f"{line}\n" for line in _list_lines(work)))
+        write_text(split.list_file, "".join(f"{line}\n" for line in _list_lines(work)))
     work.report.listed = len(work.usable)
 
 
@@ -268,14 +268,14 @@ def _write_yaml(root: Path, works: Sequence[_Work], names: list[str], report: Re
         + yaml.safe_dump({"names": dict(enumerate(names))}, sort_keys=False)
     )
     if not path.exists():
-        write_whole(path, content)
+        write_text(path, content)
         report.yaml = "written"
         return
     there = path.read_text(encoding="utf-8", errors="backslashreplace")
     if there == content:
         report.yaml = "kept"
     elif _LISTS.sub("", there) == _LISTS.sub("", content):  # of other splits, or of other numbers of images
-        write_whole(path, content)
+        write_text(path, content)
         report.yaml = "rewritten"
     elif _named_lists(there) == {"train": train, "val": val}:
         report.yaml = "kept"
