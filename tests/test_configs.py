@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 from contract import randomise
+from operations import operations
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_flops
@@ -64,13 +64,11 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def operations(model: nn.Module, size: int) -> int:
+def operations_at(model: nn.Module, size: int) -> int:
     """FLOPs of convolutions and matrix products, attention included."""
     shapes = copy.deepcopy(model).eval()
     nn.Module._apply(shapes, lambda tensor: tensor.to("meta"))  # past BaseModel's own, which moves the strides as well
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shapes(torch.zeros(1, 3, size, size, device="meta"))
-    return counter.get_total_flops()
+    return operations(shapes, torch.zeros(1, 3, size, size, device="meta"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,7 +138,7 @@ def test_a_model(name: str, letter: str, tmp_path: Path) -> None:
     # Ultralytics' own count of operations, at the size of its summary line.
     side = 224 if task == "-cls" else 640
     gflops = get_flops(model, side)
-    assert gflops == pytest.approx(operations(model, side) / 1e9, rel=0.03)
+    assert gflops == pytest.approx(operations_at(model, side) / 1e9, rel=0.03)
     assert float(comment[3]) == pytest.approx(gflops, abs=0.051)
 
     # Every parameter that should train gets a gradient.
