@@ -403,7 +403,7 @@ class Backbone(fusion.Fusible):
             )
 
     def _check_size(self, x: Tensor) -> None:
-        if fusion.is_recording():
+        if fusion.is_recording() or not isinstance(x, Tensor):  # torch.fx traces with a proxy
             return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
         divisor = self.size_divisibility
         height, width = x.shape[-2:]

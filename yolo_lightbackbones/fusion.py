@@ -89,7 +89,7 @@ def fuse(module: nn.Module) -> nn.Module:
         FoldError: (a `ValueError`) for a layer of a kind that folding does not know, such as a GroupNorm in the place
             of a BatchNorm; the message names it.
     """
-    fused = copy.deepcopy(module).eval()
+    fused = _copy(module).eval()
     names = {child: name for name, child in fused.named_modules() if name}
     left = [found for m in fused.modules() if isinstance(m, Fusible) and not m.folded and (found := _first_obstacle(m))]
     try:
@@ -146,6 +146,13 @@ def record_for(module: nn.Module, format: str = "torchscript", *, any_size: bool
         if isinstance(child, SizeBound):
             child.any_size = any_size
             child.format = format
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy, of which weights that pruning or a normalisation computes from others are part as well."""
+    held = (value for child in module.modules() for value in vars(child).values())
+    computed = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
 
 
 def obstacle(module: nn.Module) -> Obstacle | None:
