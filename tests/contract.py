@@ -388,6 +388,41 @@ class FamilyContract:
         for ours, theirs in zip(features, expected, strict=True):
             assert (ours.float() - theirs).std() < 0.1 * theirs.std()
 
+    @pytest.mark.parametrize("taps", [(), ("P5",)], ids=["plain", "normed"])
+    def test_sync_batchnorm(self, taps: tuple[str, ...]) -> None:
+        backbone = self.build(normed_taps=taps)
+        image = random_image(64, 96)
+        expected = run(backbone, image)
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(backbone)).eval()
+        assert_features(run(converted, image), expected, 1e-6)
+        fused = fusion.fuse(converted)
+        assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fused.modules())
+        assert_features(run(fused, image), expected, 1e-5)
+        converted.load_state_dict(self.build().state_dict())  # strict: what is published has no norms behind taps
+        converted.load_state_dict(backbone.state_dict())
+        assert_features(run(converted, image), expected, 1e-6)
+
+    @pytest.mark.parametrize("way", ["half", "bfloat16", "to_empty", "meta"])
+    def test_constants_survive_what_happens_to_memory(self, way: str) -> None:
+        backbone, image = self.build(normed_taps=("P3",)), random_image(64, 96)
+        state = copy.deepcopy(backbone.state_dict())
+        expected = [run(module, image) for module in (backbone, fusion.fuse(backbone))]
+        if way == "meta":
+            with torch.device("meta"):
+                backbone = create_backbone(f"{self.family}_{self.smallest}", normed_taps=("P3",)).eval()
+            backbone = backbone.to_empty(device="cpu")
+            fresh = create_backbone(f"{self.family}_{self.smallest}", normed_taps=("P3",)).tap_norms.state_dict()
+            torch.testing.assert_close(backbone.tap_norms.state_dict(), fresh, rtol=0, atol=0)
+        elif way == "to_empty":
+            backbone = backbone.to_empty(device="cpu")
+            for buffer in backbone.input_norm.buffers():
+                assert buffer.dtype == torch.float32
+        else:
+            backbone = backbone.to(getattr(torch, way)).float()
+        backbone.load_state_dict(state)
+        for module, wanted in zip((backbone, fusion.fuse(backbone)), expected, strict=True):
+            torch.testing.assert_close(run(module, image), wanted, rtol=0, atol=0)
+
     # --- training -----------------------------------------------------------------------------------------------------
 
     def test_every_parameter_gets_a_gradient(self) -> None:

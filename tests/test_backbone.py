@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,6 +100,68 @@ def test_drop_path_keeps_the_expected_value() -> None:
     assert sorted(set(per_sample[:, 0].tolist())) == pytest.approx([0, 1 / 0.75])
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     assert DropPath(0.25).eval()(x) is x
+
+
+def test_pickles_whose_constants_went_through_half_precision_have_them_again() -> None:
+    old = InputNorm(IMAGENET)
+    del old.values  # as pickled by version 0.1.0
+    for name in ("mean", "std"):
+        setattr(old, name, old.get_buffer(name).half())  # as every best.pt
+    new = pickle.loads(pickle.dumps(old)).float()
+    image = random_image(4, 6)
+    torch.testing.assert_close(new(image), imagenet(image), rtol=1e-6, atol=1e-6)
+    folded = InputNorm(InputConvention(mean=(0.5, 0.25, 0.1)))
+    del folded.values
+    kept = pickle.loads(pickle.dumps(folded))
+    torch.testing.assert_close(kept(image), image - torch.tensor([0.5, 0.25, 0.1]).view(1, 3, 1, 1))
+
+
+# --- where in its stage a tap is --------------------------------------------------------------------------------------
+
+
+class Counting(Toy):
+    """Every block adds one, so that a map tells how many blocks it went through."""
+
+    def build_stages(self, config: ToyConfig, drop_path_rate: float) -> Iterator[Stage]:
+        for i in range(2):
+            yield Stage([AddOne(), AddOne()], channels=4, reduction=2 << i, downsample=nn.MaxPool2d(2) if i else None)
+
+
+class AddOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.one
+
+
+def test_a_state_dict_says_where_its_taps_are() -> None:
+    authors, timm, image = Counting("a", taps=("P1", "P2")), Counting("a", taps=("P1", "P2")), torch.zeros(1, 3, 32, 32)
+    keys = list(authors.state_dict())
+    timm.load_state_dict(authors.state_dict())
+    timm.stages[0].blocks_behind_tap = 1
+    first, second = run(authors, image)
+    torch.testing.assert_close(run(timm, image), [first - 1, second], rtol=0, atol=0)
+    state = timm.state_dict()
+    assert set(state) - set(keys) == {"stages.0.blocks_behind_tap"}
+    for other in (copy.deepcopy(timm), fusion.fuse(timm), pickle.loads(pickle.dumps(timm))):
+        assert list(other.state_dict()) == list(state)
+    new = Counting("a", taps=("P1", "P2"))
+    new.load_state_dict(state)
+    torch.testing.assert_close(run(new, image), [first - 1, second], rtol=0, atol=0)
+    new.load_state_dict({"stem.bias": state["stem.bias"]}, strict=False)  # says nothing of the stages
+    torch.testing.assert_close(run(new, image), [first - 1, second], rtol=0, atol=0)
+    new.load_state_dict(authors.state_dict())
+    torch.testing.assert_close(run(new, image), [first, second], rtol=0, atol=0)
+    assert list(new.state_dict()) == keys
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), torch.tensor(-1), torch.tensor(1.0), torch.tensor([1, 1])])
+def test_a_tap_at_no_block_is_refused(value: Tensor) -> None:
+    state = {**Counting("a", taps=("P1",)).state_dict(), "stages.0.blocks_behind_tap": value}
+    with pytest.raises(ValueError, match="must be one whole number from 0 to 2"):
+        Counting("a", taps=("P1",)).load_state_dict(state)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------

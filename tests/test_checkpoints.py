@@ -264,7 +264,8 @@ def test_stages_that_were_not_built_are_dropped(family: str, tmp_path: Path) -> 
     report = load_weights(shallow, file)
 
     assert set(report.loaded) == shallow.state_dict().keys()
-    assert len(report.loaded) + len(report.dropped) == len(golden["keys"])
+    weights = [key for key in report.loaded if not key.endswith("blocks_behind_tap")]  # which is in no published file
+    assert len(weights) + len(report.dropped) == len(golden["keys"])
     image = published.make_image((1, 3, 32, 32))
     with torch.no_grad():
         torch.testing.assert_close(shallow(image), full(image)[:2], rtol=0, atol=0)
@@ -308,6 +309,35 @@ def test_a_wrong_variant_is_recognised_by_more_than_its_norms_behind_taps(tmp_pa
         load_weights(blank("edgevit_xxs", normed_taps=("P3", "P4", "P5")), path)
 
 
+# --- where in its stage a tap is --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_own_files_keep_the_taps_of_the_layout_they_came_from(suffix: str, tmp_path: Path) -> None:
+    golden = published.golden(GOLDEN["repvit_timm"][0])
+    first = blank(golden["name"]).eval()
+    load_weights(first, save(official_state("repvit_timm"), tmp_path / "timm.pth"))
+    own = save(first.state_dict(), tmp_path / f"own{suffix}")
+    image = published.make_image((1, 3, 32, 32))
+    shallow, second = blank(golden["name"], taps=("P2",)).eval(), blank(golden["name"]).eval()
+    report = load_weights(second, own)
+    assert set(report.loaded) == second.state_dict().keys()
+    report = load_weights(shallow, own)
+    assert "stages.1.blocks_behind_tap" in report.dropped
+    with torch.no_grad():
+        wanted = first(image)
+        torch.testing.assert_close(second(image), wanted, rtol=0, atol=0)
+        torch.testing.assert_close(shallow(image), wanted[:1], rtol=0, atol=0)
+        load_weights(second, save(own_state(golden["name"]), tmp_path / "authors.pth"))
+    assert [stage.blocks_behind_tap for stage in second.stages] == [0, 0, 0, 0]
+
+
+def test_a_tap_at_no_block_of_a_file_is_refused(tmp_path: Path) -> None:
+    state = {**own_state("repvit_m0_6"), "stages.0.blocks_behind_tap": torch.tensor(9)}
+    with pytest.raises(ValueError, match=r"stages\.0\.blocks_behind_tap: .* one whole number from 0 to 2"):
+        load_weights(blank("repvit_m0_6"), save(state, tmp_path / "x.pth"))
+
+
 # --- image channels ---------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +369,20 @@ def test_fourth_channel_starts_as_red(tmp_path: Path) -> None:
     rgb = state["stem.proj.weight"]
     expected = torch.stack([rgb[:, 0], rgb[:, 1], rgb[:, 2], rgb[:, 0]], dim=1) * 0.75
     torch.testing.assert_close(backbone.stem.proj.weight.data, expected)
+
+
+@pytest.mark.parametrize("channels", [4, 6])
+def test_filters_meet_the_colour_they_were_trained_on(channels: int, tmp_path: Path) -> None:
+    """ParC-Net was trained on BGR, which its input norm makes of images with 3 channels, and of no others."""
+    state = own_state("parcnet_xs")
+    backbone = blank("parcnet_xs", in_channels=channels)
+    report = load_weights(backbone, save(state, tmp_path / "x.pth"))
+    blue, green, red = state["stem.conv.conv.weight"].unbind(1)
+    expected = torch.stack([red, green, blue, red, green, blue][:channels], dim=1) * 3 / channels
+    torch.testing.assert_close(backbone.stem.conv.conv.weight.data, expected)
+    assert report.adapted == ("stem.conv.conv.weight",)
+    assert "adapted stem.conv.conv.weight to the number of image channels" in str(report)
+    assert not load_weights(blank("parcnet_xs"), tmp_path / "x.pth").adapted
 
 
 def test_own_file_with_four_channels_is_the_identity(tmp_path: Path) -> None:

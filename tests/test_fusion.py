@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
-from contract import randomise
+from contract import randomise, run
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, LayerNorm2d
@@ -254,3 +256,176 @@ def test_folding_rounds_once() -> None:
     assert isinstance(fused, nn.Conv2d)
     assert fused.bias is not None
     assert abs(fused.bias.item()) < 1e-7
+
+
+# --- what a layer carries besides weight and bias ---------------------------------------------------------------------
+
+
+def prune_half(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+def own_forward(layer: nn.Module) -> None:
+    original = layer.forward
+    layer.forward = lambda x: original(x) + 1  # type: ignore[method-assign]
+
+
+CARRIED = {
+    "a pruning mask": (prune_half, "torch.nn.utils.prune.remove"),
+    "a parametrization": (parametrizations.spectral_norm, "remove_parametrizations"),
+    "a normalised weight": (torch.nn.utils.spectral_norm, "remove_spectral_norm"),
+    "hooks": (lambda layer: layer.register_forward_hook(lambda _layer, _args, out: out * 2), "remove them"),
+    "hooks before": (lambda layer: layer.register_forward_pre_hook(lambda _layer, args: (args[0] * 2,)), "remove them"),
+    "hooks behind": (lambda layer: layer.register_full_backward_hook(lambda *_: None), "remove them"),
+    "a forward of its own": (own_forward, "delete the attribute"),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "carried"),
+    [("0.conv", carried) for carried in CARRIED]
+    + [(where, carried) for where in ("0", "0.norm") for carried in CARRIED if "hooks" in carried or "own" in carried],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.(weight|spectral)_norm` is deprecated")
+def test_a_layer_that_carries_more_is_left_as_it_is(where: str, carried: str) -> None:
+    add, remedy = CARRIED[carried]
+    model = nn.Sequential(ConvNorm(3, 4), ConvNorm(4, 4)).double()
+    randomise(model)
+    add(model.get_submodule(where))
+    model.eval()
+    x = torch.rand(2, 3, 5, 5, dtype=torch.float64)
+    expected = model(x).detach()
+    what = carried.removesuffix(" before").removesuffix(" behind")
+    with pytest.warns(UserWarning, match=f"{where} has {what}") as seen:
+        fused = fusion.fuse(model)
+    assert remedy in str(seen[0].message)
+    torch.testing.assert_close(fused(x).detach(), expected, rtol=1e-12, atol=1e-12)
+    assert isinstance(fused.get_submodule("0"), ConvNorm)
+    assert isinstance(fused.get_submodule("1"), nn.Conv2d)
+    assert fusion.is_fused(fused)
+    assert not fusion.is_fused(model)
+    with pytest.warns(UserWarning, match="the first of 1 reasons"):
+        twice = fusion.fuse(fused)
+    torch.testing.assert_close(twice(x).detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_hooks_beside_what_folds_stay() -> None:
+    model = nn.Sequential(ConvNorm(3, 4), nn.ReLU())
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda _layer, _args, out: seen.append(out))
+    fused = fusion.fuse(model)
+    assert isinstance(fused.get_submodule("0"), nn.Conv2d)
+    fused(torch.rand(1, 3, 4, 4))
+    assert len(seen) == 1
+
+
+class Louder(ConvNorm):
+    """A subclass that changes the forward and leaves `fold` as it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_forward_that_fold_does_not_know_is_kept() -> None:
+    layer = Louder(3, 4).double()
+    randomise(layer)
+    with pytest.warns(UserWarning, match=r"has the forward of Louder .* define fold\(\) in Louder"):
+        fused = fusion.fuse(layer)
+    same(fused, layer.eval(), torch.rand(1, 3, 4, 4, dtype=torch.float64))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is not what it multiplies with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_convolution_that_computes_something_else_is_refused() -> None:
+    model = nn.Sequential(ConvNorm(3, 4))
+    model[0].conv = Standardised(3, 4, 1)
+    with pytest.raises(ValueError, match=r"^0\.conv is a test_fusion\.Standardised, and folding needs a Conv2d"):
+        fusion.fuse(model)
+
+
+# --- other norms than BatchNorm2d -------------------------------------------------------------------------------------
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As in detection libraries: four buffers, and no relation to PyTorch's BatchNorm."""
+
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, var = (t.view(1, -1, 1, 1) for t in self.buffers())
+        return (x - mean) / (var + self.eps).sqrt() * weight + bias
+
+
+class NormAndActivation(nn.BatchNorm2d):
+    """A BatchNorm2d by its class and its buffers, and more than that by what it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm(4), FrozenBatchNorm2d(4), nn.Identity(), nn.BatchNorm2d(4, eps=0.1)])
+def test_norms_that_scale_and_shift_fold(norm: nn.Module, dtype: torch.dtype) -> None:
+    layer = ConvNorm(3, 4, 3)
+    layer.norm = norm  # type: ignore[assignment]
+    randomise(layer)
+    layer = layer.eval().to(dtype)
+    fused = fusion.fuse(layer)
+    assert type(fused) is nn.Conv2d
+    x = torch.rand(1, 3, 8, 8, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(run(fused, x), run(layer, x), rtol=tolerance, atol=tolerance)
+
+
+def test_torchvisions_frozen_norm_folds() -> None:
+    ops = pytest.importorskip("torchvision.ops")
+    layer = ConvNorm(3, 4)
+    layer.norm = ops.FrozenBatchNorm2d(4)
+    randomise(layer)
+    layer = layer.eval().double()
+    same(fusion.fuse(layer), layer, torch.rand(1, 3, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("norm", "message"),
+    [
+        (nn.GroupNorm(2, 4), "0.norm is a GroupNorm without running statistics"),
+        (nn.InstanceNorm2d(4), "0.norm is a InstanceNorm2d without running statistics"),
+        (LayerNorm2d(4), "0.norm is a yolo_lightbackbones.layers.LayerNorm2d without running statistics"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "0.norm is a BatchNorm2d without running statistics"),
+        (NormAndActivation(4), "0.norm is a test_fusion.NormAndActivation, which does more than scale and shift"),
+    ],
+)
+@pytest.mark.parametrize("family", ["conv", "edgevit", "conv2former", "parcnet", "repvit"])
+def test_other_norms_are_refused_by_name(norm: nn.Module, message: str, family: str) -> None:
+    from yolo_lightbackbones.backbones import conv2former, edgevit, parcnet, repvit
+
+    block, name = {
+        "conv": (ConvNorm(4, 4), "norm"),
+        "edgevit": (edgevit.LocalAggregation(4, 2, 0.0), "norm2"),
+        "conv2former": (conv2former.Stem(3, 8), "norm2"),
+        "parcnet": (parcnet.Mlp(4, 8, 0.0), "norm"),
+        "repvit": (repvit.RepDepthwise(4), "norm"),
+    }[family]
+    setattr(block, name, norm)
+    with pytest.raises(ValueError, match=f"^{re.escape(message.replace('0.norm', f'0.{name}'))}"):
+        fusion.fuse(nn.Sequential(block))
+
+
+def test_torch_fx_traces_our_norms() -> None:
+    layer = ConvNorm(3, 4)
+    randomise(layer)
+    traced = torch.fx.symbolic_trace(layer.eval())
+    x = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(run(traced, x), run(layer, x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="expected 4D input"):
+        BatchNorm2d(3)(torch.rand(2, 3))

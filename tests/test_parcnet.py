@@ -16,6 +16,7 @@ from yolo_lightbackbones import fusion
 from yolo_lightbackbones.backbones.parcnet import (
     ChannelAttention,
     CircularConv,
+    FoldedParCBranch,
     Mlp,
     ParCBranch,
     ParCNet,
@@ -34,6 +35,97 @@ def test_a_fused_model_keeps_nothing_of_the_images_it_saw() -> None:
     assert_features(run(copy.deepcopy(first), image), run(first, image), 1e-6)
     first.load_state_dict(second.state_dict())
     assert_features(run(first, image), run(second, image), 1e-6)
+
+
+def test_an_export_holds_the_same_constants_before_and_after_the_first_image() -> None:
+    backbone = ParCNet("xs", taps=("P3",)).eval()
+    randomise(backbone)
+    image = random_image(64, 96)
+    programs = []
+    for warm in (False, True):
+        fused = fusion.fuse(backbone)
+        if warm:
+            run(fused, image)
+        programs.append(torch.export.export(fused, (image,)))
+    cold, after = ([str(node.target) for node in program.graph.nodes] for program in programs)
+    assert cold == after
+    assert not [target for target in cold if "interpolate" in target or "upsample" in target]
+    values = [node.meta.get("val") for node in programs[0].graph.nodes]
+    assert not [value for value in values if isinstance(value, Tensor) and value.dtype == torch.float64]
+    assert_features(run(programs[0].module(), image), run(backbone, image), 1e-5)
+
+
+def folded_branch() -> tuple[ParCBranch, FoldedParCBranch, Tensor]:
+    branch = ParCBranch(4, 8, 2, position=True).eval()
+    randomise(branch)
+    folded = fusion.fuse(branch)
+    assert isinstance(folded, FoldedParCBranch)
+    return branch, folded, torch.rand(1, 4, 6, 5)
+
+
+@pytest.mark.parametrize("way", ["in place", "through .data", "a parameter", "half and back", "assign", "inference"])
+def test_a_folded_kernel_that_changes_is_computed_anew(way: str) -> None:
+    branch, folded, x = folded_branch()
+    doubled = branch.conv2.weight.detach() * 2
+    with torch.inference_mode(way == "inference"), torch.no_grad():
+        if way == "inference":
+            folded = copy.deepcopy(folded)  # its tensors are of inference mode, which count no changes
+        run(folded, x)
+        if way in {"in place", "inference"}:
+            folded.kernel2.mul_(2)
+        elif way == "through .data":
+            folded.kernel2.data.mul_(2)
+        elif way == "a parameter":
+            folded.kernel2 = nn.Parameter(doubled)
+        elif way == "assign":
+            folded.load_state_dict({**folded.state_dict(), "kernel2": doubled}, assign=True)
+        else:
+            folded.half().float()
+            folded.kernel2.copy_(doubled)
+        branch.conv2.weight.copy_(doubled)
+        tolerance = 1e-3 if way == "half and back" else 1e-6
+        torch.testing.assert_close(run(folded, x), run(branch, x), rtol=tolerance, atol=tolerance)
+        exported = torch.export.export(folded, (x,)).module()
+        torch.testing.assert_close(run(exported, x), run(branch, x), rtol=tolerance, atol=tolerance)
+
+
+def test_parameters_lent_for_a_call_are_used() -> None:
+    branch, folded, x = folded_branch()
+    before = run(folded, x)
+    lent = {"kernel2": folded.kernel2.detach() * 2}
+    seen = torch.func.functional_call(folded, lent, (x,))
+    torch.testing.assert_close(run(folded, x), before, rtol=0, atol=0)
+    with torch.no_grad():
+        branch.conv2.weight.mul_(2)
+    torch.testing.assert_close(seen, run(branch, x))
+
+
+def test_position_embeddings_fold_one_by_one() -> None:
+    for dropped in ("pos1", "pos2"):
+        branch, _, x = folded_branch()
+        setattr(branch, dropped, nn.Identity())
+        torch.testing.assert_close(run(fusion.fuse(branch), x), run(branch, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
+def test_an_unfolded_branch_is_recorded_for_any_size_as_well() -> None:
+    """A model with fake quantisers is exported unfolded."""
+    branch, _, x = folded_branch()
+    fusion.record_for(branch, any_size=True)
+    traced = torch.jit.trace(branch, x, check_trace=False)
+    other = torch.rand(2, 4, 9, 12)
+    torch.testing.assert_close(run(traced, other), run(branch, other), rtol=1e-5, atol=1e-6)
+
+
+def test_one_image_is_trained_on_after_conversion_to_another_norm() -> None:
+    attention = ChannelAttention(32)
+    randomise(attention)
+    for name in ("fc1.norm", "fc2.norm"):
+        plain = nn.BatchNorm2d(attention.get_submodule(name).get_parameter("weight").numel())
+        plain.load_state_dict(attention.get_submodule(name).state_dict())
+        attention.set_submodule(name, plain)
+    x = torch.rand(1, 32, 3, 4)
+    torch.testing.assert_close(attention.train()(x), attention.eval()(x))
 
 
 class TestParCNet(FamilyContract):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, layers
+from yolo_lightbackbones.messages import quoted
 
 TAPS = ("P2", "P3", "P4", "P5")
 """All taps of a four-stage backbone; P<k> has reduction 2^k."""
@@ -32,6 +33,9 @@ TapNormMode = Literal["none", "batch"]
 TAP_NORM_MODES: tuple[TapNormMode, ...] = ("none", "batch")
 TAP_NORMS = "tap_norms"
 """What the names of their parameters begin with; no published file has any."""
+
+BLOCKS_BEHIND_TAP = "blocks_behind_tap"
+"""What the place of a stage's tap is called in a state dict, which has it where it is not 0."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,22 @@ IMAGENET = InputConvention(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 class InputNorm(nn.Module):
     """Turns the RGB image in 0..1 that Ultralytics feeds into what the published weights were trained on.
 
-    `mean` and `std` are in the channel order that comes out. They are constants, not weights: no checkpoint holds them.
+    `mean` and `std` are in the channel order that comes out. They are constants, not weights: no checkpoint holds them,
+    and whatever happens to the module's memory, they are made anew from `values`.
     """
 
     mean: Tensor | None
     std: Tensor | None
+    values: dict[str, tuple[float, ...] | None]
 
     def __init__(self, convention: InputConvention) -> None:
         super().__init__()
         self.bgr = convention.bgr
-        for name, values in (("mean", convention.mean), ("std", convention.std)):
-            tensor = None if values is None else torch.tensor(values).view(1, -1, 1, 1)
-            self.register_buffer(name, tensor, persistent=False)
+        self.values = {"mean": convention.mean, "std": convention.std}
+        for name in self.values:
+            self.register_buffer(name, None, persistent=False)
+        default = torch.empty(0)
+        self._fill(default.dtype, default.device)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bgr:
@@ -77,16 +85,50 @@ class InputNorm(nn.Module):
         Channel order and std always fold. The mean folds only into a convolution without padding: a padded one sees
         zeros *after* normalisation, which is a border of mean-coloured pixels before it.
         """
-        if self.std is not None:
-            conv = fusion.scale_inputs(conv, 1 / fusion.exact(self.std).flatten())
-        if self.mean is not None and conv.padding == (0, 0):
-            conv = fusion.scale_inputs(conv, torch.ones_like(self.mean).flatten(), -self.mean.flatten())
-            self.mean = None
+        mean, std = (
+            None if values is None else fusion.exact(conv.weight).new_tensor(values) for values in self.values.values()
+        )
+        if std is not None:
+            conv = fusion.scale_inputs(conv, 1 / std)
+        if mean is not None and conv.padding == (0, 0):
+            conv = fusion.scale_inputs(conv, torch.ones_like(mean), -mean)
+            mean = None
         if self.bgr:
             conv = fusion.permute_inputs(conv, list(reversed(range(conv.in_channels))))
-            self.mean = None if self.mean is None else self.mean.flip(1)
-        self.std, self.bgr = None, False
-        return (nn.Identity() if self.mean is None else self), conv
+            mean = None if mean is None else mean.flip(0)
+        if mean is None:
+            return nn.Identity(), conv
+        self.bgr, self.values = False, {"mean": tuple(mean.tolist()), "std": None}
+        self._fill(conv.weight.dtype, conv.weight.device)
+        return self, conv
+
+    def _fill(self, dtype: torch.dtype, device: torch.device) -> None:
+        for name, values in self.values.items():
+            tensor = None if values is None else torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+            setattr(self, name, tensor)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> InputNorm:
+        """Follow to a device and dtype; a rounded or emptied constant is not kept."""
+        before = list(self.buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for old, new in zip(before, list(self.buffers()), strict=True):
+            if new is not old:
+                self._fill(new.dtype, new.device)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "values" in state:
+            return
+        self.values = {}
+        for name in ("mean", "std"):  # pickled before there were any; best.pt files have been through half precision
+            held = self._buffers[name]
+            published: tuple[float, ...] = getattr(IMAGENET, name)
+            given = None if held is None else tuple(held.flatten().tolist())
+            near = given is not None and all(abs(a - b) < 1e-3 for a, b in zip(given, published, strict=True))
+            self.values[name] = published if near else given
+        for held in list(self.buffers()):
+            self._fill(held.dtype, held.device)
 
 
 class Stage(nn.Module):
@@ -109,7 +151,7 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.blocks_behind_tap = 0
         """How many of the last blocks the tap does not see. Not 0 where an implementation counts a stage's last blocks
-        to the downsampling behind it; see `checkpoints.rules.Layout`."""
+        to the downsampling behind it; see `checkpoints.rules.Layout`. A state dict has it where it is not 0."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the tap gives, and what the next stage gets."""
@@ -120,40 +162,86 @@ class Stage(nn.Module):
                 tapped = x
         return tapped, x
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.blocks_behind_tap:
+            destination[prefix + BLOCKS_BEHIND_TAP] = torch.tensor(self.blocks_behind_tap, device="cpu")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Take the place of the tap from a state dict that has this stage; there, a missing one means 0."""
+        given = state_dict.pop(prefix + BLOCKS_BEHIND_TAP, None)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if given is not None or all(prefix + name in state_dict for name, _ in self.named_parameters()):
+            self.blocks_behind_tap = 0 if given is None else self.check_blocks_behind_tap(given)
+
+    def check_blocks_behind_tap(self, given: Tensor) -> int:
+        """The number in a state dict's `blocks_behind_tap`.
+
+        Raises:
+            ValueError: for anything but one whole number from 0 to the number of blocks.
+        """
+        integer = given.numel() == 1 and not given.is_floating_point() and not given.is_complex()
+        if not integer or not 0 <= int(given) <= len(self.blocks):
+            raise ValueError(
+                f"The weights have {quoted(given)} for {BLOCKS_BEHIND_TAP}; it must be one whole number from 0 to "
+                f"{len(self.blocks)}, how many of a stage's last blocks the tap does not see."
+            )
+        return int(given)
+
+
+TAP_SHARE = 1 / 16
+"""What a tap is multiplied by in front of its norm.
+
+The norm's statistics are of that share of the map. Checkpoints have them in half precision, which ends at a variance of
+65504, a standard deviation of 256, and sums that nothing normalises come near that within a few hundred updates.
+"""
+
 
 class TapNorm(layers.BatchNorm2d):
-    """BatchNorm behind a tap. It starts as the identity, for as long as it sees no batch.
-
-    Its statistics are of a 16th of the map. Checkpoints have them in half precision, which ends at a variance of 65504,
-    a standard deviation of 256, and sums that nothing normalises come near that within a few hundred updates.
-    """
-
-    share = 1 / 16
+    """BatchNorm behind a tap, of the `TAP_SHARE` of it. Together they are the identity until they see a batch."""
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
         assert self.running_var is not None
-        self.running_var.fill_(self.share**2 - self.eps)
+        self.running_var.fill_(TAP_SHARE**2 - self.eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * self.share)
-
-    def fold(self) -> nn.Conv2d:
-        """The same as a depthwise 1x1 convolution."""
-        conv = fusion.batchnorm_to_conv(self)
-        return fusion.scale_inputs(conv, conv.weight.new_full((conv.in_channels,), self.share))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Keep what is here where the weights to be loaded have none for it, as published ones."""
-        if any(key.startswith(prefix) for key in state_dict):
-            super()._load_from_state_dict(state_dict, prefix, *others)
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TapNorm:
+        """Start anew where memory is given to a norm without any: files of published weights do not fill it."""
+        was_meta = self.weight.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if was_meta and not self.weight.is_meta:
+            self.reset_parameters()
+        return self
 
 
 class TapNorms(nn.ModuleDict):
-    """Tap -> its norm; weights of other norms than these may be loaded, and are left out."""
+    """Tap -> its norm, of any class that a conversion has put there; a convolution after folding.
 
-    def _load_from_state_dict(self, *_: Any) -> None:
-        """Nothing: it has no tensors of its own, and calls none unexpected."""
+    Weights for taps that have no norm here may be loaded, and are left out; norms without weights keep their values.
+    """
+
+    def norm(self, tap: str, x: Tensor) -> Tensor:
+        """What comes out of this tap (B, C, H, W), normed if it has a norm."""
+        if tap not in self:
+            return x
+        norm = self[tap]
+        out: Tensor = norm(x if isinstance(norm, nn.Conv2d) else x * TAP_SHARE)
+        return out
+
+    def fold(self) -> None:
+        """Make every norm a depthwise 1x1 convolution, the share included."""
+        for tap, norm in self.items():
+            conv = fusion.batchnorm_to_conv(norm)
+            self[tap] = fusion.scale_inputs(conv, conv.weight.new_full((conv.in_channels,), TAP_SHARE))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *_: Any) -> None:
+        """Fill in the present values of norms of which the weights to be loaded have none, as published ones.
+
+        Nothing else: it has no tensors of its own, and calls none unexpected.
+        """
+        for tap, norm in self.items():
+            if not any(key.startswith(f"{prefix}{tap}.") for key in state_dict):
+                state_dict.update(norm.state_dict(prefix=f"{prefix}{tap}."))
 
 
 class Backbone(fusion.Fusible):
@@ -247,7 +335,7 @@ class Backbone(fusion.Fusible):
         for stage in self._stages():
             tapped, x = stage(x)
             if (level := _level(stage)) in self.taps:
-                features.append(self.tap_norms[level](tapped) if level in self.tap_norms else tapped)
+                features.append(self.tap_norms.norm(level, tapped))
         return features
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,18 +343,23 @@ class Backbone(fusion.Fusible):
         if TAP_NORMS not in self._modules:  # pickled before there were any
             self.tap_norms = TapNorms()
 
+    def folds(self) -> list[nn.Module]:
+        return [*self.input_norm.modules(), self._first_conv()[1], *self.tap_norms.modules()]
+
     def fold(self) -> Backbone:
         if isinstance(self.input_norm, InputNorm):
-            name, conv = next((n, m) for n, m in self.stem.named_modules() if isinstance(m, nn.Conv2d))
+            name, conv = self._first_conv()
             self.input_norm, conv = self.input_norm.fold_into(conv)
             if name:
                 self.stem.set_submodule(name, conv)
             else:
                 self.stem = conv
-        for tap, norm in self.tap_norms.items():
-            assert isinstance(norm, TapNorm)
-            self.tap_norms[tap] = norm.fold()
+        self.tap_norms.fold()
         return self
+
+    def _first_conv(self) -> tuple[str, nn.Conv2d]:
+        """The stem's first convolution, and its name in the stem."""
+        return next((name, m) for name, m in self.stem.named_modules() if isinstance(m, nn.Conv2d))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should spare besides norms and biases, as in timm.
@@ -310,7 +403,7 @@ class Backbone(fusion.Fusible):
             )
 
     def _check_size(self, x: Tensor) -> None:
-        if fusion.is_recording():
+        if fusion.is_recording() or not isinstance(x, Tensor):  # torch.fx traces with a proxy
             return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
         divisor = self.size_divisibility
         height, width = x.shape[-2:]

@@ -6,16 +6,23 @@ has to deal with its own direct relations: by the time it is asked, its conv+BN 
 
 All folding is computed in float64 and stored in the dtype of the layer, so that a fused float32 model is as close to
 the unfused one as float32 allows.
+
+A layer may carry more than a weight and a bias: fake quantisers, pruning masks, parametrizations, hooks. Folding would
+lose them, so a `Fusible` with such a layer inside keeps its own forward (see `obstacle`). A layer of a kind that the
+algebra does not know is refused (`FoldError`). Nothing is dropped.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LinearT = TypeVar("LinearT", bound="nn.Conv2d | nn.Linear")
@@ -35,19 +42,67 @@ class Fusible(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} derives from Fusible but does not define fold().")
 
+    def folds(self) -> Iterable[nn.Module]:
+        """The modules that `fold()` changes, replaces or leaves out; an `obstacle` in one of them prevents folding.
+
+        By default everything inside: a hook in there would see other values after folding.
+        """
+        return self.modules()
+
+
+class FoldError(ValueError):
+    """A module that folding does not know.
+
+    Args:
+        module: the module.
+        problem: what is wrong, as the rest of a sentence about it: "is a GroupNorm, ...".
+        name: what the sentence calls the module.
+    """
+
+    def __init__(self, module: nn.Module, problem: str, name: str = "This layer") -> None:
+        super().__init__(f"{name} {problem}")
+        self.module = module
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something that a module carries and that folding would lose.
+
+    Args:
+        what: its name: "a pruning mask".
+        remedy: how to remove it, as an order: "make the mask permanent". Empty where it has to stay.
+    """
+
+    what: str
+    remedy: str = ""
+
 
 def fuse(module: nn.Module) -> nn.Module:
     """Return an equal module for inference: folded, in eval mode, without gradients.
 
-    The argument and its weights are untouched; device and dtype are kept; fusing a fused module changes nothing.
+    The argument and its weights are untouched; device and dtype are kept; fusing a fused module changes nothing. Blocks
+    with fake quantisers inside stay as they are. So do blocks with pruning masks, parametrizations or hooks, with one
+    warning that names the first such layer.
+
+    Raises:
+        FoldError: (a `ValueError`) for a layer of a kind that folding does not know, such as a GroupNorm in the place
+            of a BatchNorm; the message names it.
     """
-    fused = _fold_tree(copy.deepcopy(module).eval(), {})
+    fused = _copy(module).eval()
+    names = {child: name for name, child in fused.named_modules() if name}
+    left = [found for m in fused.modules() if isinstance(m, Fusible) and not m.folded and (found := _first_obstacle(m))]
+    try:
+        fused = _fold_tree(fused, {})
+    except FoldError as error:
+        raise FoldError(error.module, error.problem, names.get(error.module, type(error.module).__name__)) from error
+    _warn_of(left, names)
     return fused.eval().requires_grad_(False)
 
 
 def is_fused(module: nn.Module) -> bool:
     """Whether `fuse()` would leave `module` as it is."""
-    return all(m.folded for m in module.modules() if isinstance(m, Fusible))
+    return all(m.folded or _first_obstacle(m) is not None for m in module.modules() if isinstance(m, Fusible))
 
 
 def has_folded(module: nn.Module) -> bool:
@@ -93,16 +148,74 @@ def record_for(module: nn.Module, format: str = "torchscript", *, any_size: bool
             child.format = format
 
 
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy, of which weights that pruning or a normalisation computes from others are part as well."""
+    held = (value for child in module.modules() for value in vars(child).values())
+    computed = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
+
+
+def obstacle(module: nn.Module) -> Obstacle | None:
+    """What this one module carries, children aside, that folding would lose; None for an ordinary module."""
+    if any(name.endswith(_QUANTISERS) for name in module._modules):
+        return Obstacle("fake quantisers")  # of NVIDIA ModelOpt, torch.ao or Brevitas
+    if parametrize.is_parametrized(module):
+        return Obstacle("a parametrization", "remove it with torch.nn.utils.parametrize.remove_parametrizations")
+    pre_hooks = module._forward_pre_hooks.values()
+    hooked = pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    if any(isinstance(hook, prune.BasePruningMethod) for hook in pre_hooks):
+        found = Obstacle("a pruning mask", "make it permanent with torch.nn.utils.prune.remove")
+    elif any(type(hook).__module__.startswith("torch.nn.utils.") for hook in pre_hooks):
+        found = Obstacle("a normalised weight", "make it plain with remove_weight_norm or remove_spectral_norm")
+    elif hooked:
+        found = Obstacle("hooks", "remove them, and register them on the fused module")
+    elif "forward" in vars(module):
+        found = Obstacle("a forward of its own", "delete the attribute `forward`")
+    elif isinstance(module, Fusible) and (stranger := _stranger(module)) is not None:
+        found = Obstacle(f"the forward of {stranger.__name__}", f"define fold() in {stranger.__name__} as well")
+    else:
+        return None
+    return found
+
+
+def _stranger(fusible: Fusible) -> type | None:
+    """The class whose forward this is, if the fold is of another class and does not know it."""
+    fold, forward = (next(c for c in type(fusible).__mro__ if name in vars(c)) for name in ("fold", "forward"))
+    return None if fold is Fusible or issubclass(fold, forward) else forward
+
+
+_QUANTISERS = ("_quantizer", "_fake_quant", "_quant", "activation_post_process")
+"""What the names of fake quantisers end with, which are children of the layer that they act on."""
+
+
+def _first_obstacle(fusible: Fusible) -> tuple[nn.Module, Obstacle] | None:
+    found = ((module, obstacle(module)) for module in fusible.folds())
+    return next(((module, what) for module, what in found if what is not None), None)
+
+
+def _warn_of(left: Sequence[tuple[nn.Module, Obstacle]], names: Mapping[nn.Module, str]) -> None:
+    """Say which blocks are slower than they could be, unless quantisers are the reason, which have to stay."""
+    removable = [(module, found) for module, found in left if found.remedy]
+    if removable:
+        module, found = removable[0]
+        warnings.warn(
+            f"Not everything is folded, which is right but slower: {names.get(module, type(module).__name__)} has "
+            f"{found.what} (the first of {len(removable)} reasons). To fold it, {found.remedy}.",
+            stacklevel=3,
+        )
+
+
 def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     if module in seen:  # the same module may be registered in two places
         return seen[module]
     if isinstance(module, Fusible) and module.folded:
         return module
+    blocked = isinstance(module, Fusible) and _first_obstacle(module) is not None  # asked before a child is replaced
     for name, child in module._modules.items():
         if child is not None:
             module._modules[name] = _fold_tree(child, seen)
-    folded = module.fold() if isinstance(module, Fusible) else module
-    if isinstance(folded, Fusible):
+    folded = module.fold() if isinstance(module, Fusible) and not blocked else module
+    if isinstance(folded, Fusible) and not blocked:
         folded.folded = True
     seen[module] = folded
     return folded
@@ -116,33 +229,101 @@ def exact(values: Tensor) -> Tensor:
     return values.detach().to("cpu" if values.device.type == "mps" else values.device, torch.float64)
 
 
-def batchnorm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,), float64, that a BatchNorm with running statistics applies: `y = scale * x + shift`."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("A BatchNorm without running statistics cannot be folded: it normalises by the batch at hand.")
-    scale = torch.rsqrt(exact(norm.running_var) + norm.eps)
-    if norm.weight is not None:
-        scale = scale * exact(norm.weight)
-    shift = -exact(norm.running_mean) * scale
-    if norm.bias is not None:
-        shift = shift + exact(norm.bias)
+def expect(module: nn.Module, *classes: type[nn.Module]) -> None:
+    """Refuse a module whose arithmetic is not that of one of these classes: folding would compute something else.
+
+    Raises:
+        FoldError: for another class, and for a subclass with a forward of its own that is neither PyTorch's nor ours.
+    """
+    if not isinstance(module, classes) or not _has_known_forward(module):
+        allowed = " or ".join(cls.__name__ for cls in classes)
+        raise FoldError(
+            module,
+            f"is a {_full_name(type(module))}, and folding needs a {allowed} with its own forward there. Put one in "
+            "its place, or use the model without fuse().",
+        )
+
+
+def _has_known_forward(module: nn.Module) -> bool:
+    """Whether the class computes what PyTorch's or our own code says, and not what a subclass made of it."""
+    methods = (getattr(type(module), name, None) for name in ("forward", "_conv_forward"))
+    return all(
+        method is None or method.__module__.startswith(("torch.nn.modules.", f"{__package__}.")) for method in methods
+    )
+
+
+def _full_name(cls: type) -> str:
+    return cls.__name__ if cls.__module__.startswith("torch.nn.modules") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def batchnorm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,), float64, that a norm with running statistics applies: `y = scale * x + shift`.
+
+    For every norm that is such a map in eval mode: BatchNorm2d, SyncBatchNorm, frozen ones that are no subclass of
+    either. One whose class is not PyTorch's or ours is run on a few values, and has to agree.
+
+    Raises:
+        FoldError: for a norm that depends on the batch or the image at hand, or that does more than scale and shift.
+    """
+    mean, var, eps = (getattr(norm, name, None) for name in ("running_mean", "running_var", "eps"))
+    if not (isinstance(mean, Tensor) and isinstance(var, Tensor) and isinstance(eps, float)):
+        raise FoldError(
+            norm,
+            f"is a {_full_name(type(norm))} without running statistics: it normalises by what it sees, and cannot be "
+            "folded as a BatchNorm2d can. Use the model without fuse(), or put a BatchNorm2d in its place.",
+        )
+    scale = torch.rsqrt(exact(var) + eps)
+    if isinstance(weight := getattr(norm, "weight", None), Tensor):
+        scale = scale * exact(weight)
+    shift = -exact(mean) * scale
+    if isinstance(bias := getattr(norm, "bias", None), Tensor):
+        shift = shift + exact(bias)
+    trusted = isinstance(norm, nn.modules.batchnorm._BatchNorm) and _has_known_forward(norm)
+    if not trusted and not mean.is_meta and not _agrees(norm, scale, shift, mean):
+        raise FoldError(
+            norm,
+            f"is a {_full_name(type(norm))}, which does more than scale and shift by its running statistics, and "
+            "cannot be folded as a BatchNorm2d can. Use the model without fuse(), or put a BatchNorm2d in its place.",
+        )
     return scale, shift
 
 
-def batchnorm_to_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A BatchNorm that no neighbour can take as a depthwise 1x1 convolution, which every runtime can quantise."""
+def _agrees(norm: nn.Module, scale: Tensor, shift: Tensor, like: Tensor) -> bool:
+    """Whether the norm maps numbers of both signs, small and large, to `scale * x + shift`."""
+    x = torch.tensor([-100.0, -1.0, 0.0, 1.0, 100.0]).to(like).view(1, 1, 1, -1).expand(2, len(scale), 1, -1)
+    wanted = exact(x) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
+    tolerance = 100 * torch.finfo(like.dtype).eps
+    with torch.no_grad():
+        return torch.allclose(exact(norm(x)), wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+
+
+def fold_norm_behind(layer: LinearT, norm: nn.Module) -> LinearT:
+    """The layer that computes `norm(layer(x))`; an Identity is a norm that changes nothing."""
+    return layer if isinstance(norm, nn.Identity) else scale_outputs(layer, *batchnorm_affine(norm))
+
+
+def fold_norm_before(layer: LinearT, norm: nn.Module) -> LinearT:
+    """The layer that computes `layer(norm(x))`; an Identity is a norm that changes nothing."""
+    return layer if isinstance(norm, nn.Identity) else scale_inputs(layer, *batchnorm_affine(norm))
+
+
+def batchnorm_to_conv(norm: nn.Module) -> nn.Conv2d:
+    """A norm that no neighbour can take as a depthwise 1x1 convolution, which every runtime can quantise."""
     scale, shift = batchnorm_affine(norm)
+    like = norm.get_buffer("running_mean")
     with torch.device("meta"):
-        conv = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features)
+        conv = nn.Conv2d(len(scale), len(scale), 1, groups=len(scale))
     conv._parameters = {
-        "weight": nn.Parameter(scale.view(-1, 1, 1, 1).to(norm.running_mean), requires_grad=False),
-        "bias": nn.Parameter(shift.to(norm.running_mean), requires_grad=False),
+        "weight": nn.Parameter(scale.view(-1, 1, 1, 1).to(like), requires_grad=False),
+        "bias": nn.Parameter(shift.to(like), requires_grad=False),
     }
     return conv
 
 
-def transposed_to_shuffle(conv: nn.ConvTranspose2d) -> nn.Sequential:
+def transposed_to_shuffle(conv: nn.Module) -> nn.Sequential:
     """A depthwise transposed convolution with kernel = stride = r as a 1x1 convolution and a pixel shuffle by r."""
+    expect(conv, nn.ConvTranspose2d)
+    assert isinstance(conv, nn.ConvTranspose2d)
     (rate, other), dim = conv.stride, conv.in_channels
     depthwise = conv.groups == conv.in_channels == conv.out_channels
     if not (depthwise and rate == other and conv.kernel_size == conv.stride and conv.padding == (0, 0)):
@@ -161,8 +342,14 @@ def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it; ones and zeros are left in it.
 
     Not None: exporters write ones and zeros for it anyway, and x2paddle fails on a norm that has none.
+
+    Raises:
+        FoldError: for another norm, and for a LayerNorm without scale and shift of its own.
     """
+    expect(norm, nn.LayerNorm)
     scale, shift = norm.weight, norm.bias
+    if scale is None or shift is None:
+        raise FoldError(norm, "is a LayerNorm without a weight or a bias. Give it ones and zeros before fuse().")
     norm._parameters = {
         "weight": nn.Parameter(torch.ones_like(scale), requires_grad=False),
         "bias": nn.Parameter(torch.zeros_like(shift), requires_grad=False),
@@ -230,6 +417,7 @@ def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
 
 
 def _weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+    expect(layer, nn.Conv2d, nn.Linear)
     weight = exact(layer.weight).clone()
     bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else exact(layer.bias).clone()
     return weight, bias

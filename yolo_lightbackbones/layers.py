@@ -14,7 +14,20 @@ class BatchNorm2d(nn.BatchNorm2d):
     Ultralytics' `initialize_weights` sets eps=1e-3 and momentum=0.03 on every module whose type *is* `nn.BatchNorm2d`.
     Published backbones were trained with 1e-5, and where a running variance is small that changes their output a lot; a
     subclass is left alone, and is still a BatchNorm2d for optimisers and for SyncBatchNorm.
+
+    Tools that treat `nn.BatchNorm2d` by its exact class have to meet the subclass as well. NVIDIA ModelOpt spares
+    `nn.BatchNorm2d` and quantises the input of subclasses that inherit its forward, but not of those that define one.
+    torch.fx records `nn.BatchNorm2d` as one operation and traces through a subclass, where the check of the input's
+    dimensions cannot be traced. Plain `nn.BatchNorm2d` would need its eps put back after every `initialize_weights`,
+    and would lose it in silence wherever that was missed.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if isinstance(x, Tensor):  # torch.fx traces with a proxy
+            super()._check_input_dim(x)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -50,7 +63,7 @@ class ConvNorm(fusion.Fusible):
         return out
 
     def fold(self) -> nn.Conv2d:
-        return fusion.scale_outputs(self.conv, *fusion.batchnorm_affine(self.norm))
+        return fusion.fold_norm_behind(self.conv, self.norm)
 
 
 def no_weight_decay(module: nn.Module) -> set[str]:

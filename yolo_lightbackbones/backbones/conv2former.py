@@ -102,11 +102,10 @@ class Stem(fusion.Fusible):
         return out
 
     def fold(self) -> Stem:
-        assert isinstance(self.norm1, BatchNorm2d)
-        assert isinstance(self.norm2, BatchNorm2d)
         # the shift of the first norm does not go through the zeros that conv2 pads with, which come behind it
-        self.norm1 = fusion.batchnorm_to_conv(self.norm1)
-        self.conv3 = fusion.scale_inputs(self.conv3, *fusion.batchnorm_affine(self.norm2))
+        if not isinstance(self.norm1, nn.Identity):
+            self.norm1 = fusion.batchnorm_to_conv(self.norm1)
+        self.conv3 = fusion.fold_norm_before(self.conv3, self.norm2)
         self.norm2 = nn.Identity()
         return self
 
@@ -205,6 +204,8 @@ class Conv2FormerBlock(fusion.Fusible):
     def fold(self) -> Conv2FormerBlock:
         assert self.layer_scale1 is not None
         assert self.layer_scale2 is not None
+        fusion.expect(self.attn, ConvModulation)
+        fusion.expect(self.mlp, Mlp)
         self.attn.proj = fusion.scale_outputs(self.attn.proj, self.layer_scale1)
         self.mlp.fc2 = fusion.scale_outputs(self.mlp.fc2, self.layer_scale2)
         self.layer_scale1 = self.layer_scale2 = None

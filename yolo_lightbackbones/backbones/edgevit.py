@@ -123,10 +123,9 @@ class LocalAggregation(fusion.Fusible):
         return x
 
     def fold(self) -> LocalAggregation:
-        if isinstance(self.norm1, BatchNorm2d):
-            self.conv1 = fusion.scale_inputs(self.conv1, *fusion.batchnorm_affine(self.norm1))
-        if isinstance(self.norm2, BatchNorm2d):
-            self.mlp.fc1 = fusion.scale_inputs(self.mlp.fc1, *fusion.batchnorm_affine(self.norm2))
+        fusion.expect(self.mlp, Mlp)
+        self.conv1 = fusion.fold_norm_before(self.conv1, self.norm1)
+        self.mlp.fc1 = fusion.fold_norm_before(self.mlp.fc1, self.norm2)
         self.norm1 = self.norm2 = nn.Identity()
         return self
 
@@ -148,7 +147,6 @@ class LocalPropagation(fusion.Fusible):
         return out
 
     def fold(self) -> LocalPropagation:
-        assert isinstance(self.conv, nn.ConvTranspose2d)
         self.conv = fusion.transposed_to_shuffle(self.conv)
         return self
 
@@ -217,7 +215,8 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
         scale[:dim] = self.scale
         self.qkv = fusion.scale_outputs(self.qkv, scale)
         self.scale = 1.0
-        if isinstance(self.propagation, LocalPropagation):
+        if not isinstance(self.propagation, nn.Identity):
+            fusion.expect(self.propagation, LocalPropagation)
             self.proj = fusion.scale_inputs(self.proj, *fusion.take_affine(self.propagation.norm))
         return self
 
@@ -245,6 +244,7 @@ class GlobalAttention(fusion.Fusible):
         return x
 
     def fold(self) -> GlobalAttention:
+        fusion.expect(self.mlp, Mlp)
         self.mlp.fc1 = fusion.scale_inputs(self.mlp.fc1, *fusion.take_affine(self.norm))
         return self
 

@@ -16,12 +16,13 @@ Deviations, none of which changes an output at the square sizes that the publish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -140,7 +141,7 @@ class Stem(nn.Module):
         return out
 
 
-class CircularConv(nn.Module):
+class CircularConv(fusion.SizeBound):
     """Global circular convolution along one axis, depthwise (paper, section 3.1): (B, dim, H, W) -> the same.
 
     Every position sees its whole row or column, and no border: the map is taken to go on with its other end.
@@ -153,13 +154,15 @@ class CircularConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # what a convolution of this shape starts with
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.any_size and fusion.is_recording():
+            return symbolic_circular_conv(x, self.weight, self.axis)
         return circular_conv(x, resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(fusion.SizeBound):
     """Adds what a row or column starts from, since a circular convolution cannot tell where it is (paper, section 3.1).
 
     (B, dim, H, W) -> the same; the embedding varies along its axis alone.
@@ -174,6 +177,8 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.any_size and fusion.is_recording():
+            return x + symbolic_resize(self.weight, self.axis, x)
         return x + resize(self.weight, self.axis, int(x.shape[self.axis]))
 
     def extra_repr(self) -> str:
@@ -216,42 +221,47 @@ class FoldedParCBranch(fusion.SizeBound):
 
     The norm's scale is folded into the first kernel; its shift and the position embeddings are carried through the
     convolutions to what is added behind them, which is exact where there are no zero borders. All of that depends on
-    the size of the map: it is computed when the first map of a size comes in and is constant from then on, also to an
-    exporter, which sees no interpolation.
+    the size of the map: it is computed when the first map of a size comes in and is constant from then on, until the
+    parameters change. An exporter meets constants as well, whether or not the module has run before; a compiler meets
+    the parameters, since what it compiles has to follow them.
     """
 
     shift2: nn.Parameter | None
+    _sources: tuple[Tensor | None, ...]
+    _known: _Known | None
 
     def __init__(self, branch: ParCBranch) -> None:
         super().__init__()
-        scale, shift = (values.view(1, -1, 1, 1) for values in fusion.batchnorm_affine(branch.norm))
+        for conv in (branch.conv1, branch.conv2):
+            fusion.expect(conv, CircularConv)
         self.axes = branch.conv1.axis, branch.conv2.axis
         self.kernel1 = branch.conv1.weight
         self.kernel2 = branch.conv2.weight
-        self.scale1 = nn.Parameter(scale.to(self.kernel1))
-        if isinstance(branch.pos1, PositionEmbedding) and isinstance(branch.pos2, PositionEmbedding):
-            shift = scale * fusion.exact(branch.pos1.weight) + shift
-            self.shift2 = branch.pos2.weight
+        norm: nn.Module = branch.norm
+        if isinstance(norm, nn.Identity):
+            shift = fusion.exact(self.kernel1).new_zeros(1, len(self.kernel1), 1, 1)
+            scale = torch.ones_like(shift)
         else:
-            self.shift2 = None
+            scale, shift = (values.view(1, -1, 1, 1) for values in fusion.batchnorm_affine(norm))
+        self.scale1 = nn.Parameter(scale.to(self.kernel1))
+        if not isinstance(branch.pos1, nn.Identity):
+            fusion.expect(branch.pos1, PositionEmbedding)
+            shift = scale * fusion.exact(branch.pos1.get_parameter("weight")) + shift
         # of the first convolution's input: as long as the kernels along its axis, or constant
         self.shift1 = nn.Parameter(shift.to(self.kernel1))
-        self._known: tuple[object, tuple[FixedConv, FixedConv]] | None = None
+        self.shift2 = None
+        if not isinstance(branch.pos2, nn.Identity):
+            fusion.expect(branch.pos2, PositionEmbedding)
+            self.shift2 = branch.pos2.get_parameter("weight")
+        self._settle()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.any_size and fusion.is_recording():
+        if torch.compiler.is_dynamo_compiling() or (self.any_size and fusion.is_recording()):
             return x + self._symbolic_branch(x)
         out = x
         for conv in self._convs(int(x.shape[2]), int(x.shape[3])):
             out = conv(out, as_matrix=not fusion.is_recording() or records_matrix(self.format, conv.length))
         return x + out
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None}  # computed anew: it is no part of a checkpoint or of a copy
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._known = None
-        super()._load_from_state_dict(*args, **kwargs)
 
     def _symbolic_branch(self, x: Tensor) -> Tensor:
         """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
@@ -262,50 +272,121 @@ class FoldedParCBranch(fusion.SizeBound):
         return symbolic_circular_conv(x, self.kernel2, self.axes[1])
 
     def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        """The convolutions for maps of this size, computed once for each new size."""
-        wanted = (height, width, self.kernel1.dtype, self.kernel1.device)
-        known = self._known  # once: another thread may be at work on another size
-        if known is not None and known[0] == wanted:
-            return known[1]
-        if torch.compiler.is_compiling():  # what is symbolic there must not outlive it
-            return self._compute_convs(height, width)
-        with torch.inference_mode(False), torch.no_grad():
-            if fusion.is_recording():  # a trace follows one thread: what another one computes is a constant to it
-                with ThreadPoolExecutor(max_workers=1) as aside:
-                    convs = aside.submit(self._compute_convs, height, width).result()
-            else:
-                convs = self._compute_convs(height, width)
-        self._known = wanted, convs
-        return convs
+        """The convolutions for maps of this size."""
+        if fusion.is_recording():  # it follows one thread: what another one computes is a constant to it
+            with ThreadPoolExecutor(max_workers=1) as aside:
+                return aside.submit(self._known_convs, height, width).result()
+        present = self._folded_parameters()
+        if any(one is not other for one, other in zip(present, self._sources, strict=True)):
+            return _fixed_convs(self.axes, present, height, width)  # lent for one call, as by torch.func
+        return self._known_convs(height, width)
 
-    def _compute_convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        sizes = {2: height, 3: width}
-        axis1, axis2 = self.axes
-        kernel1 = resize(fusion.exact(self.kernel1), axis1, sizes[axis1])
-        kernel2 = resize(fusion.exact(self.kernel2), axis2, sizes[axis2])
-        offset1 = None
-        if self.shift2 is None:  # a constant is multiplied by the sum of a kernel; it goes through both of them
-            offset2 = fusion.exact(self.shift1) * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
-        else:
-            offset1 = circular_conv(resize(fusion.exact(self.shift1), axis1, sizes[axis1]), kernel1, axis1)
-            offset2 = circular_conv(resize(fusion.exact(self.shift2), axis2, sizes[axis2]), kernel2, axis2)
-        kernel1 = kernel1 * fusion.exact(self.scale1).view(-1, 1, 1, 1)
-        convs = []
-        for axis, kernel, offset in ((axis1, kernel1, offset1), (axis2, kernel2, offset2)):
-            matrix = circulant(kernel).to(self.kernel1)
-            matrix = (matrix if axis == 2 else matrix.transpose(1, 2)).contiguous()
-            added = None if offset is None else offset.to(self.kernel1)
-            convs.append(FixedConv(axis, kernel.to(self.kernel1), matrix, added))
-        return convs[0], convs[1]
+    def _known_convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
+        """The convolutions for maps of this size, computed once for each new size and each change of the parameters."""
+        known = self._known  # once: another thread may be at work on another size
+        if known is None or known.size != (height, width) or not known.is_of(self._sources):
+            with torch.inference_mode(False), torch.no_grad():
+                convs = _fixed_convs(self.axes, self._sources, height, width)
+                self._known = known = _Known((height, width), _state(self._sources), _values(self._sources), convs)
+        return known.convs
+
+    # --- which parameters the convolutions are of -----------------------------------------------------------------
+
+    def _folded_parameters(self) -> tuple[Tensor | None, ...]:
+        return tuple(self._parameters.get(name) for name in ("kernel1", "scale1", "shift1", "kernel2", "shift2"))
+
+    def _settle(self) -> None:
+        """Remember the parameters, and forget what was computed from earlier ones.
+
+        torch.export puts tensors without values in their place while it runs `forward`, so that these have to be known
+        from elsewhere. PyTorch counts the changes of ordinary tensors only: those made in inference mode are copied.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if parameter is not None and parameter.is_inference():
+                    self._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        self._sources = self._folded_parameters()
+        self._known = None
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._settle()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FoldedParCBranch:
+        with torch.inference_mode(False):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._settle()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None, "_sources": ()}  # no part of a checkpoint or of a copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._settle()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Convolutions for maps of one size, and the parameters that they were computed from."""
+
+    size: tuple[int, int]
+    state: tuple[object, ...]
+    values: tuple[Tensor, ...]
+    convs: tuple[FixedConv, FixedConv]
+
+    def is_of(self, sources: Sequence[Tensor | None]) -> bool:
+        """Whether the parameters are as they were; on an accelerator, changes through `.data` go unseen."""
+        if self.state != _state(sources):
+            return False
+        present = (tensor for tensor in sources if tensor is not None)
+        return all(map(torch.equal, self.values, present)) if self.values else True
+
+
+def _state(sources: Sequence[Tensor | None]) -> tuple[object, ...]:
+    """What differs after a change of the parameters that PyTorch counts."""
+    return tuple(None if tensor is None else (tensor._version, tensor.dtype, tensor.device) for tensor in sources)
+
+
+def _values(sources: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Copies where comparing with them takes microseconds; an accelerator would have to be waited for."""
+    return tuple(tensor.detach().clone() for tensor in sources if tensor is not None and tensor.device.type == "cpu")
+
+
+def _fixed_convs(
+    axes: tuple[Axis, Axis], sources: Sequence[Tensor | None], height: int, width: int
+) -> tuple[FixedConv, FixedConv]:
+    """The two convolutions of a `FoldedParCBranch` with these parameters for maps of this size."""
+    kernel1, scale1, shift1, kernel2, shift2 = sources
+    assert kernel1 is not None
+    assert scale1 is not None
+    assert shift1 is not None
+    assert kernel2 is not None
+    like, sizes = kernel1, {2: height, 3: width}
+    axis1, axis2 = axes
+    kernel1 = resize(fusion.exact(kernel1), axis1, sizes[axis1])
+    kernel2 = resize(fusion.exact(kernel2), axis2, sizes[axis2])
+    shift1 = fusion.exact(shift1)
+    offset1 = None
+    if shift2 is None and shift1.numel() == len(kernel1):
+        # a constant is multiplied by the sum of a kernel; it goes through both of them
+        offset2 = shift1 * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
+    else:
+        offset1 = circular_conv(resize(shift1, axis1, sizes[axis1]), kernel1, axis1)
+        shift2 = torch.zeros_like(shift1[:, :, :1, :1]) if shift2 is None else fusion.exact(shift2)
+        offset2 = circular_conv(resize(shift2, axis2, sizes[axis2]), kernel2, axis2)
+    kernel1 = kernel1 * fusion.exact(scale1).view(-1, 1, 1, 1)
+    convs = []
+    for axis, kernel, offset in ((axis1, kernel1, offset1), (axis2, kernel2, offset2)):
+        matrix = circulant(kernel).to(like)
+        matrix = (matrix if axis == 2 else matrix.transpose(1, 2)).contiguous()
+        added = None if offset is None else offset.to(like)
+        convs.append(FixedConv(axis, kernel.to(like), matrix, added))
+    return convs[0], convs[1]
 
 
 class PooledBatchNorm2d(BatchNorm2d):
-    """BatchNorm2d on pooled maps (B, C, 1, 1) that can be trained on one image, by its running statistics."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
+    """What pickles of version 0.1.0 name in `ChannelAttention`, which now does itself what this class did."""
 
 
 class ChannelAttention(nn.Module):
@@ -315,16 +396,28 @@ class ChannelAttention(nn.Module):
         super().__init__()
         hidden = max(dim // reduction, 1)
         self.fc1 = ConvNorm(dim, hidden)
-        self.fc1.norm = PooledBatchNorm2d(hidden)
         self.act = nn.Hardswish()
         self.fc2 = ConvNorm(hidden, dim)
-        self.fc2.norm = PooledBatchNorm2d(dim)
         self.gate = nn.Hardsigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         weights = x.mean((2, 3), keepdim=True)  # (B, dim, 1, 1)
-        out: Tensor = x * self.gate(self.fc2(self.act(self.fc1(weights))))
+        out: Tensor = x * self.gate(_on_pooled(self.fc2, self.act(_on_pooled(self.fc1, weights))))
         return out
+
+
+def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer on pooled maps (B, C, 1, 1); in training on one image, its norm uses its running statistics.
+
+    A SyncBatchNorm that has other processes to ask sees more than one image.
+    """
+    norm: nn.Module | None = getattr(layer, "norm", None)
+    asks_others = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+    alone = x.shape[0] == 1 and not asks_others
+    if alone and isinstance(layer, ConvNorm) and isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
+        return F.batch_norm(layer.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    out: Tensor = layer(x)
+    return out
 
 
 class Mlp(fusion.Fusible):
@@ -343,8 +436,7 @@ class Mlp(fusion.Fusible):
         return out
 
     def fold(self) -> Mlp:
-        assert isinstance(self.norm, BatchNorm2d)
-        self.fc1 = fusion.scale_inputs(self.fc1, *fusion.batchnorm_affine(self.norm))
+        self.fc1 = fusion.fold_norm_before(self.fc1, self.norm)
         self.norm = nn.Identity()
         return self
 
@@ -393,9 +485,8 @@ class LocalGlobal(fusion.Fusible):
         return out
 
     def fold(self) -> LocalGlobal:
-        assert isinstance(self.norm, BatchNorm2d)
         assert isinstance(self.project, nn.Conv2d), "children fold first"
-        self.project = fusion.scale_inputs(self.project, *fusion.batchnorm_affine(self.norm))
+        self.project = fusion.fold_norm_before(self.project, self.norm)
         self.norm = nn.Identity()
         return self
 

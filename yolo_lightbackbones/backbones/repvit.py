@@ -91,7 +91,7 @@ class RepDepthwise(fusion.Fusible):
     def fold(self) -> nn.Conv2d:
         assert isinstance(self.conv3x3, nn.Conv2d), "children fold first"
         conv = fusion.add_identity(fusion.add_pointwise(self.conv3x3, self.conv1x1))
-        return fusion.scale_outputs(conv, *fusion.batchnorm_affine(self.norm))
+        return fusion.fold_norm_behind(conv, self.norm)
 
 
 class SqueezeExcite(nn.Module):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from yolo_lightbackbones.backbone import Backbone, Stage
+from yolo_lightbackbones.backbone import BLOCKS_BEHIND_TAP, Backbone, Stage
 from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
@@ -37,6 +37,7 @@ class LoadReport:
             norms behind taps that it does not have.
         missing: the backbone's keys that kept their values. Only with `strict=False`.
         unexpected: the file's keys that found no place. Only with `strict=False`.
+        adapted: those of the loaded keys whose tensor was made to fit another number of image channels.
     """
 
     layout: str
@@ -44,12 +45,14 @@ class LoadReport:
     dropped: tuple[str, ...]
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} of {len(self.loaded) + len(self.missing)} tensors ({self.layout} layout)"]
         for verb, keys in (("dropped", self.dropped), ("missing", self.missing), ("unexpected", self.unexpected)):
             if keys:
                 parts.append(f"{verb} {len(keys)} ({_top_names(keys)})")
+        parts += [f"adapted {key} to the number of image channels" for key in self.adapted]
         return ", ".join(parts)
 
 
@@ -65,6 +68,9 @@ class _Plan:
     colliding: dict[str, list[str]] = field(default_factory=dict)
     misfits: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The file's key -> (our key, what is wrong with the tensor)."""
+    adapted: list[str] = field(default_factory=list)
+    places_of_taps: dict[str, int] = field(default_factory=dict)
+    """Our key -> the number in the file."""
 
     def problems(self) -> list[str]:
         """One entry per kind of problem, with every key of it."""
@@ -84,7 +90,7 @@ def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bo
     dtype; for images of other than 3 channels the first convolution is adapted. Nothing is changed when it raises.
 
     The taps become those of the implementation that the file is from: timm takes RepViT's P2 to P4 one block earlier
-    than the authors do, and a file in timm's layout gives timm's feature maps.
+    than the authors do, and a file in timm's layout gives timm's feature maps. A state dict of ours says which.
 
     Args:
         backbone: an unfused backbone, whose parameters and buffers are overwritten.
@@ -129,17 +135,19 @@ def load_tensors(
     with torch.no_grad():
         for key, tensor in plan.copies.items():
             target[key].copy_(tensor)
-    for stage in backbone.stages:
+    for number, stage in enumerate(backbone.stages):
         assert isinstance(stage, Stage)
         is_last = stage.reduction == backbone.size_divisibility
-        stage.blocks_behind_tap = 0 if is_last else plan.layout.blocks_behind_tap
+        default = 0 if is_last else plan.layout.blocks_behind_tap
+        stage.blocks_behind_tap = plan.places_of_taps.get(f"stages.{number}.{BLOCKS_BEHIND_TAP}", default)
     wrongly_shaped = [ours for ours, _ in plan.misfits.values()]
     return LoadReport(
         layout=plan.layout.name,
-        loaded=tuple(plan.copies),
+        loaded=(*plan.copies, *filter(identify.is_place_of_tap, backbone.state_dict())),
         dropped=tuple(plan.dropped),
         missing=(*plan.missing, *plan.colliding, *wrongly_shaped),
         unexpected=(*plan.unmatched, *_flat(plan.colliding.values()), *plan.misfits),
+        adapted=tuple(plan.adapted),
     )
 
 
@@ -153,7 +161,7 @@ def layouts_of(family: str) -> tuple[Layout, ...]:
 
 def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     """What goes where if the file has the layout of which most names are ours after conversion."""
-    target = backbone.state_dict()
+    target = {key: tensor for key, tensor in backbone.state_dict().items() if not identify.is_place_of_tap(key)}
     candidates = [convert(layout, state) for layout in layouts_of(backbone.family)]
     # "Is this already ours?" comes first: with as many names in place, the earlier layout wins.
     best = max(candidates, key=lambda converted: len(converted.placed.keys() & target.keys()))
@@ -161,7 +169,9 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     unbuilt = _unbuilt_stages(backbone, best)
     stem = next(iter(target))
     for ours, sources in best.placed.items():
-        if ours not in target:
+        if identify.is_place_of_tap(ours):
+            _plan_place_of_tap(plan, backbone, ours, *sources[0])
+        elif ours not in target:
             keys = [key for key, _ in sources]
             (plan.dropped if ours in unbuilt or identify.is_tap_norm(ours) else plan.unmatched).extend(keys)
         elif len(sources) > 1:
@@ -169,7 +179,9 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
         else:
             key, tensor = sources[0]
             if ours == stem and _is_plain(tensor):
-                tensor = _adapt_channels(tensor, target[ours])
+                adapted = _adapt_channels(tensor, target[ours], bgr=backbone.input_convention.bgr)
+                plan.adapted += [ours] * (adapted is not tensor)
+                tensor = adapted
             if wrong := _misfit(tensor, target[ours]):
                 plan.misfits[key] = (ours, wrong)
             else:
@@ -178,6 +190,19 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     optional = {key for key in target if key.endswith(".num_batches_tracked") or identify.is_tap_norm(key)}
     plan.missing = [key for key in target if key not in best.placed and key not in optional]
     return plan
+
+
+def _plan_place_of_tap(plan: _Plan, backbone: Backbone, ours: str, key: str, tensor: Tensor) -> None:
+    number = identify.stage_number(ours)
+    if number >= len(backbone.stages):
+        plan.dropped.append(key)
+        return
+    stage = backbone.stages[number]
+    assert isinstance(stage, Stage)
+    try:
+        plan.places_of_taps[ours] = stage.check_blocks_behind_tap(tensor)
+    except ValueError as error:
+        plan.misfits[key] = (ours, str(error))
 
 
 def _check_target(backbone: Backbone) -> None:
@@ -201,16 +226,17 @@ def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
     return {key for key in beyond if not names or key in names}
 
 
-def _adapt_channels(weight: Tensor, target: Tensor) -> Tensor:
+def _adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
     """The first convolution's weight for images of other than 3 channels, as timm does it.
 
     One channel: the sum over RGB, which sees a grey image as before. Otherwise RGB repeated and scaled by 3 / channels,
-    so that activations keep their size.
+    so that activations keep their size. Weights that were trained on BGR are turned to RGB first: images of other than
+    3 channels reach the stem as they are. For the same reason they reach it without ImageNet's mean and deviation.
     """
     channels = target.shape[1]
     if weight.ndim != 4 or target.ndim != 4 or weight.shape[1] != 3 or channels == 3:
         return weight
-    dtype, weight = weight.dtype, weight.float()
+    dtype, weight = weight.dtype, (weight.flip(1) if bgr else weight).float()
     if channels == 1:
         return weight.sum(1, keepdim=True).to(dtype)
     return (weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)).to(dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import TAP_NORMS, TAPS, Backbone
+from yolo_lightbackbones.backbone import BLOCKS_BEHIND_TAP, TAP_NORMS, TAPS, Backbone
 from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -131,10 +131,19 @@ def is_tap_norm(key: str) -> bool:
     return key.startswith(f"{TAP_NORMS}.")
 
 
+def is_place_of_tap(key: str) -> bool:
+    """Whether one of our names is of the number that says where in its stage a tap is, which is no weight."""
+    return stage_number(key) >= 0 and key.split(".")[2:] == [BLOCKS_BEHIND_TAP]
+
+
+def _is_of_variant(key: str) -> bool:
+    return not is_tap_norm(key) and not is_place_of_tap(key)
+
+
 def _shapes(backbone: Backbone) -> Shapes:
-    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items() if not is_tap_norm(key)}
+    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items() if _is_of_variant(key)}
 
 
 def _shapes_of(converted: Converted) -> Shapes:
     placed = converted.placed.items()
-    return {ours: tuple(sources[0][1].shape) for ours, sources in placed if not is_tap_norm(ours)}
+    return {ours: tuple(sources[0][1].shape) for ours, sources in placed if _is_of_variant(ours)}

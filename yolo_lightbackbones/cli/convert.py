@@ -50,6 +50,9 @@ def convert(
             net = models.build(config, model, channels)
             backbone = models.backbone_of(net, model)
             report = _load(backbone, weights, strict=not partial)
+            for stage in backbone.stages:
+                stage.blocks_behind_tap = 0  # a model built from a YAML, as by every training, has the authors' taps
+            report = dataclasses.replace(report, loaded=tuple(k for k in report.loaded if k in backbone.state_dict()))
             _write_checkpoint(net, output)
     if as_json:
         print_json({"file": str(output), "family": backbone.family, **dataclasses.asdict(report)})
@@ -81,10 +84,7 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
             raise UserError(f"There is no weights file {weights}.")
         path = sources.fetch(sources.find_release(weights))
     try:
-        report = engine.load_weights(backbone, path, strict=strict)
-        for stage in backbone.stages:
-            stage.blocks_behind_tap = 0  # a model built from a YAML, as by every training, has the authors' taps
-        return report
+        return engine.load_weights(backbone, path, strict=strict)
     except UltralyticsCheckpointError:
         source = models.backbone_of(models.read_checkpoint(path), str(path))
         if fusion.has_folded(source):
