@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, errors_for_users, progress
+from yolo_lightbackbones.cli.common import UserError, errors_for_users, messages, printable_lines, progress
+from yolo_lightbackbones.messages import printable
 
 if TYPE_CHECKING:
     from yolo_lightbackbones.coco.report import Report
@@ -62,7 +63,7 @@ def coco_prepare(
     if problems and not report.ok:
         advice = _advice(report, skip_bad)
         text = f"Error: {folder} has problems, and nothing was written.\n{problems}\n{advice}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        messages().print(printable_lines(text), markup=False)
         raise typer.Exit(1)
 
 
@@ -101,7 +102,7 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
     from yolo_lightbackbones.coco.report import NOTES
 
     if tables:
-        table = Table("", title=escape(report.root))
+        table = Table("", title=escape(printable(report.root)))
         for title in ("images", "without\nobjects", "annota-\ntions", "crowd\nregions", "in the\nlist"):
             table.add_column(title, justify="right")
         for title in ("labels", "list"):
@@ -118,11 +119,12 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
     if report.ok and (problems := _problems(report)):
         console.print(f"Left out or replaced:\n{problems}", markup=False)
     for remark in report.remarks:
-        console.print(remark, markup=False)
+        console.print(printable_lines(remark), markup=False)
     if report.ok and report.yaml != "left alone":  # a remark has said why
         path = Path(report.root) / "coco.yaml"
         done = "was left as it is" if report.yaml == "kept" else "is ready"
-        console.print(f"{path} {done}. Train with it: yolo train model=yolov5n_edgevit.yaml data={path}", markup=False)
+        advice = f"{path} {done}. Train with it: yolo train model=yolov5n_edgevit.yaml data={path}"
+        console.print(printable_lines(advice), markup=False)
 
 
 def _problems(report: Report) -> str:
@@ -136,10 +138,15 @@ def _problems(report: Report) -> str:
 
 
 def _advice(report: Report, skip_bad: bool) -> str:
+    from yolo_lightbackbones.coco.report import NAMES
+
     kinds = {kind for split in report.splits.values() for kind in split.problems}
     advice = []
     if kinds & {"labels_differ", "list_differs"}:
         advice.append("Add --force to replace what is there (labels are kept as *.old), or move it away.")
     if kinds - {"labels_differ", "list_differs"} and not skip_bad:
-        advice.append("Download these files again, or add --skip-bad to leave the images out of the lists.")
+        mend = "Rename these images in the folder and in the annotations"
+        if not kinds <= NAMES.keys():
+            mend = f"{mend}, download the others again" if kinds & NAMES.keys() else "Download these files again"
+        advice.append(f"{mend}, or add --skip-bad to leave the images out of the lists.")
     return "\n".join(advice)
