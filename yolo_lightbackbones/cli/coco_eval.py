@@ -153,7 +153,10 @@ def _matched(
 
 def _category_maps() -> dict[str, Mapping[int, int]]:
     """The values of --category-map as tables, from Ultralytics' own list of COCO's ids."""
-    from ultralytics.data.converter import coco80_to_coco91_class
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
+
+    with quiet_ultralytics():
+        from ultralytics.data.converter import coco80_to_coco91_class
 
     ids = coco80_to_coco91_class()
     return {CategoryMap.COCO80.value: dict(enumerate(ids)), CategoryMap.COCO80_FROM_1.value: dict(enumerate(ids, 1))}

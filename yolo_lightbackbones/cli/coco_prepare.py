@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,9 +69,12 @@ def coco_prepare(
 def _categories() -> dict[int, str]:
     """COCO's categories, id -> name, in the order of the classes 0 to 79."""
     import yaml
-    from ultralytics.data.converter import coco80_to_coco91_class
 
     from yolo_lightbackbones import configs
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
+
+    with quiet_ultralytics():
+        from ultralytics.data.converter import coco80_to_coco91_class
 
     bundled = configs.config_dir() / "datasets" / "coco.yaml"
     names = yaml.safe_load(bundled.read_text(encoding="utf-8"))["names"]
@@ -81,18 +83,15 @@ def _categories() -> dict[int, str]:
 
 def _convert(annotations: Path, target: Path) -> None:
     """Ultralytics' own conversion, without its lines and bars."""
-    from ultralytics.data.converter import convert_coco
-    from ultralytics.utils import LOGGER
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
 
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
+    with quiet_ultralytics(), contextlib.redirect_stdout(io.StringIO()):
+        from ultralytics.data.converter import convert_coco
+
+        try:
             convert_coco(labels_dir=str(annotations), save_dir=str(target), use_segments=False, cls91to80=True)
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"Ultralytics cannot convert the annotations: {type(error).__name__}: {error}") from error
-    finally:
-        LOGGER.setLevel(level)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"Ultralytics cannot convert the annotations: {type(error).__name__}: {error}") from error
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
