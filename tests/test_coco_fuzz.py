@@ -417,7 +417,7 @@ def prepared(root: Path, categories: dict[int, str], rng: random.Random) -> bool
     reader.prefix, reader.fraction = "", 1.0
     found = reader.get_img_files(str(root / "val2017.txt"))
     entries = json.loads((root / "annotations" / "instances_val2017.json").read_bytes())["images"]
-    listed = [entry["file_name"] for entry in entries]
+    listed = [entry.get("file_name") for entry in entries]
     assert len(set(found)) == len(found) == report.splits["val2017"].listed > 0
     assert all(map(os.path.isfile, found))
     assert all(os.path.relpath(path, root / "images" / "val2017") in listed for path in found)
