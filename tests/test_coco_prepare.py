@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -734,6 +736,18 @@ def test_labels_that_a_file_system_merges_are_refused(root: Path, monkeypatch: p
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 
+def write_bomb(path: Path) -> None:
+    """A PNG that says it has 100,000 x 100,000 pixels, 1.25 GB; the first hundredth of them is there."""
+    from PIL import PngImagePlugin
+
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 1, 0, 0, 0, 0))
+        packer = zlib.compressobj(1)
+        PngImagePlugin.putchunk(file, b"IDAT", packer.compress(bytes(12_501_000)) + packer.flush())
+        PngImagePlugin.putchunk(file, b"IEND", b"")
+
+
 def break_image(root: Path, kind: str) -> None:
     """Do something to an image of val2017."""
     path = root / "images" / "val2017" / "000000000012.jpg"
@@ -756,6 +770,8 @@ def break_image(root: Path, kind: str) -> None:
         content = path.with_suffix(".png").read_bytes()
         path.with_suffix(".png").unlink()
         path.write_bytes(content[:16] + b"\x7f\xff\xff\xff" * 2 + content[24:])
+    elif kind == "bomb":
+        write_bomb(path)
     elif kind == "tiny":
         write_image(path, 9, 9)
     elif kind == "resized":
@@ -781,6 +797,7 @@ def break_image(root: Path, kind: str) -> None:
         ("loop", "corrupt_images", r"1 images cannot be used: 000000000012\.jpg: .*"),
         ("pipe", "corrupt_images", r"000000000012\.jpg: no regular file"),
         ("nonsense", "corrupt_images", r"000000000012\.jpg: "),
+        ("bomb", "corrupt_images", r"000000000012\.jpg: too large: 100000 x 100000 pixels"),
         ("tiny", "corrupt_images", r"000000000012\.jpg: 9 x 9 pixels; Ultralytics takes 10 or more"),
         ("resized", "wrong_sizes", r"1 images are of another size .*000000000012\.jpg: 48 x 64, not 64 x 48"),
         ("turned", "wrong_sizes", r"000000000012\.jpg: 48 x 64, not 64 x 48"),
@@ -800,6 +817,66 @@ def test_bad_images(kind: str, key: str, message: str, root: Path) -> None:
     assert skipped["splits"]["val2017"]["listed"] == 2
     assert "000000000012" not in (root / "val2017.txt").read_text()
     assert (root / "labels" / "val2017" / "000000000012.txt").exists()  # for when the image is whole
+
+
+@pytest.mark.parametrize(
+    ("error", "key", "example"),
+    [
+        (FileNotFoundError(2, "No such file", "x"), "missing_images", "000000000012.jpg"),
+        (
+            PermissionError(13, "Permission denied", "/x/000000000012.jpg"),
+            "corrupt_images",
+            "0012.jpg: Permission denied",
+        ),
+        (OSError(5, "Input/output error"), "corrupt_images", "0012.jpg: Input/output error"),
+        (ValueError("x" * 10_000), "corrupt_images", "0012.jpg: xxx"),
+    ],
+)
+def test_images_that_vanish_or_cannot_be_read(
+    error: Exception, key: str, example: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolo_lightbackbones.coco import images
+
+    inspect = images.inspect
+
+    def failing(path: Path) -> object:
+        if path.name == "000000000012.jpg":
+            raise error
+        return inspect(path)
+
+    monkeypatch.setattr(images, "inspect", failing)
+    problems = report(root, exit_code=1)["splits"]["val2017"]["problems"]
+    assert list(problems) == [key]
+    assert example in problems[key]["examples"][0]
+    assert len(problems[key]["examples"][0]) < 300
+
+
+def test_large_images_are_decoded_one_at_a_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight at once could need more memory than there is."""
+    from PIL.ImageFile import ImageFile
+
+    from yolo_lightbackbones.coco import images
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(images, "_MANY_PIXELS", 0)
+    load, now, most = ImageFile.load, [0], [0]
+
+    def counting(image: ImageFile) -> object:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        now[0] -= 1
+        return load(image)
+
+    monkeypatch.setattr(ImageFile, "load", counting)
+    assert report(root)["ok"]
+    assert most == [1]
+
+
+def test_a_huge_declared_size_is_a_wrong_size(root: Path) -> None:
+    change(root, "val2017", "images", 0, width=10**9, height=10**9)
+    problem = report(root, exit_code=1)["splits"]["val2017"]["problems"]["wrong_sizes"]
+    assert problem["examples"] == ["000000000011.jpg: 64 x 48, not 1000000000 x 1000000000"]
 
 
 def test_up_to_five_examples(root: Path) -> None:
