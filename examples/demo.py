@@ -106,7 +106,7 @@ def run(command: list[object]) -> str:
     print(f"\n$ {shlex.join([Path(words[0]).name, *words[1:]])}", flush=True)
     said = b""
     # Bytes and not lines: progress bars stay on their line by ending in a carriage return.
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # nosec B603 # ours, no shell
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
             said += chunk
