@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 export YOLO_AUTOINSTALL := false # Ultralytics otherwise installs packages in the middle of a run
 
-.PHONY: help setup demo test check format cfg docs bench export-matrix clean
+.PHONY: help setup demo test check audit format cfg docs bench export-matrix clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -25,10 +25,14 @@ demo: $(READY) ## Train, validate, export and run a detector, in minutes and wit
 test: check ## Everything CI runs: lint, types and the whole test suite, which builds the documentation as well
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-check: $(READY) ## Lint and types
+check: $(READY) ## Lint, types, and dangerous calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive yolo_lightbackbones examples tools
+
+audit: $(READY) ## Known vulnerabilities of everything in the environment; asks PyPI, so it needs the network
+	$(BIN)/pip-audit --skip-editable
 
 format: $(READY) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yolo_lightbackbones.writing import write_bytes
+
 OUTPUT = Path("runs/demo")
 EDGE_SCRIPT = Path(__file__).parent / "edge" / "detect.py"
 IMGSZ = 128  # pixels; the scans behind the digits have 8 x 8, so that little is lost from the 320 px pictures
@@ -104,7 +106,7 @@ def run(command: list[object]) -> str:
     print(f"\n$ {shlex.join([Path(words[0]).name, *words[1:]])}", flush=True)
     said = b""
     # Bytes and not lines: progress bars stay on their line by ending in a carriage return.
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # nosec B603 # ours, no shell
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
             said += chunk
@@ -139,7 +141,8 @@ def join_pictures(files: list[Path], target: Path) -> Path:
     """One picture of two rows."""
     pictures = [cv2.imread(str(file)) for file in files]
     half = len(pictures) // 2
-    cv2.imwrite(str(target), np.vstack([np.hstack(pictures[:half]), np.hstack(pictures[half:])]))
+    joined = np.vstack([np.hstack(pictures[:half]), np.hstack(pictures[half:])])
+    write_bytes(target, cv2.imencode(target.suffix, joined)[1].data)
     return target
 
 

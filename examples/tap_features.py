@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolo_lightbackbones import Backbone, create_backbone, load_weights
+from yolo_lightbackbones.writing import write_bytes
 
 Picture = NDArray[np.uint8]
 """(H, W, 3), BGR as OpenCV has it."""
@@ -63,7 +64,10 @@ def main() -> int:
     panels = [Panel("image", picture), *tap_panels(backbone, picture)]
     for panel in panels[1:]:
         print(panel.title)
-    cv2.imwrite(str(options.out), side_by_side(panels))
+    try:
+        write_bytes(options.out, cv2.imencode(options.out.suffix, side_by_side(panels))[1].data)
+    except OSError as error:
+        parser.exit(1, f"error: {error}\n")
     print(f"Wrote {options.out}")
     return 0
 

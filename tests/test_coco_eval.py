@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +300,7 @@ def test_masks_that_pycocotools_would_choke_on(counts: str, save: Save) -> None:
         [[1, 2, 3, 4, 5, 6, 7]],
         [["a", 1, 2, 3, 4, 5]],
         [[1, 2, 3, 4, 5, 1e18]],
+        [[0, 0, 1e5, 1e5] * 20],
         [[1, 2, 3, 4, 5, float("inf")]],
         [[[1, 2, 3, 4, 5, 6]]],
         {},
@@ -314,6 +316,26 @@ def test_annotated_masks_that_pycocotools_would_choke_on(segmentation: object, s
     predictions = save([{**HITS[0], "segmentation": rle(HITS[0]["bbox"])}])
     result = coco_eval(predictions, save(truth), "--iou-type", "segm")
     assert_refused(result, r"1 have a segmentation that is neither polygons nor run lengths .* \(annotation 2\)")
+
+
+def test_masks_of_more_pixels_than_pycocotools_counts(save: Save) -> None:
+    """It counts in 32 bits, so that such a mask would become another one."""
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW], 2: []}))
+    truth["images"][1] |= {"height": 10**9, "width": 10**9}
+    mask = {"size": [10**9, 10**9], "counts": "0"}
+    predictions = save([prediction(2, 1, ROW[0], 0.5, segmentation=mask)])
+    refused = coco_eval(predictions, save(truth), "--iou-type", "segm")
+    assert_refused(refused, r"1 images .* have 2\^32 pixels or more.*: id 2")
+
+
+def test_a_mask_with_more_runs_than_pixels_is_refused_at_once(save: Save) -> None:
+    truth = with_masks(annotation_file({1: [(1, box) for box in ROW]}))
+    mask = {"size": [480, 640], "counts": "0" * 10_000_000}
+    started = time.monotonic()
+    result = coco_eval(save([prediction(1, 1, ROW[0], 0.5, segmentation=mask)]), save(truth), "--iou-type", "segm")
+    assert time.monotonic() - started < 1.5
+    assert_refused(result, "1 masks have counts that are no run lengths")
+    assert len(result.stderr) < 1000
 
 
 def test_masks_of_images_without_size(save: Save) -> None:
@@ -367,6 +389,11 @@ def test_json_by_class(row: Content, save: Save) -> None:
 def test_classes_that_share_a_name_are_all_there(row: Content, save: Save) -> None:
     row["categories"][1]["name"] = "class 1"
     assert list(numbers(save(HITS), save(row), "--per-class")["per_class"]) == ["class 1 (1)", "class 1 (2)"]
+
+
+def test_names_that_look_like_a_name_with_its_number(row: Content, save: Save) -> None:
+    row["categories"] = [{"id": n, "name": name} for n, name in enumerate(("a", "a", "a (1)"), 1)]
+    assert len(numbers(save(HITS), save(row), "--per-class")["per_class"]) == 3
 
 
 def test_plot(row: Content, save: Save, tmp_path: Path) -> None:
@@ -641,6 +668,9 @@ GOOD = prediction(1, 1, ROW[0], 0.5)
         ([{**GOOD, "bbox": [1, 2, 3, "4"]}], ["1 whose bbox is not four finite numbers"]),
         ([{**GOOD, "bbox": [1, 2, -3, 4]}], [r"1 whose bbox has a negative width or height: entry 0 \[1, 2, -3, 4\]"]),
         ([{**GOOD, "score": float("inf")}], ["1 whose score is not a finite number: entry 0 inf"]),
+        ([{**GOOD, "bbox": [1e17, 0, 9, 9]}], ["1 whose bbox is not four finite numbers"]),
+        ([{**GOOD, "bbox": [0, 0, 1e5, 1.1e5]}], ["1 whose bbox is larger than 1e.10 square pixels"]),
+        ([{**GOOD, "file_name": ["a.jpg"]}], [r"1 whose file_name is no text: entry 0 \['a.jpg'\]"]),
         ([{**GOOD, "score": None}], ["1 whose score is not a finite number: entry 0 None"]),
         ([{**GOOD, "category_id": "cat"}], ["1 whose category_id is not a whole number: entry 0 'cat'"]),
         ([{**GOOD, "category_id": True}], ["1 whose category_id is not a whole number"]),
@@ -683,16 +713,27 @@ def changed(content: Content, section: str, **values: object) -> Content:
             r"1 of 4 annotations(.|\n)*1 have no area \(annotation 1\)",
         ),
         (lambda row: changed(row, "annotations", iscrowd=2), "1 have an iscrowd that is neither"),
-        (lambda row: changed(row, "annotations", category_id=9), "1 are of category 9, which the file does not list"),
+        (
+            lambda row: changed(row, "annotations", category_id=9),
+            r"1 are of a category that the file does not list \(annotation 1: 9\)",
+        ),
         (lambda row: changed(row, "annotations", bbox=[1, 2]), "1 have a bbox that is not four finite numbers"),
         (lambda row: changed(row, "annotations", bbox=[1, 2, -3, 4]), "1 have a bbox with a negative width or height"),
-        (lambda row: changed(row, "annotations", area=float("nan")), "1 have an area that is not"),
-        (lambda row: {**row, "annotations": [3]}, r"1 are no objects \(annotation number 0\)"),
-        (lambda row: changed(row, "annotations", image_id=[1]), r"1 have \[1\] as image_id, which is no whole number"),
-        (lambda row: changed(row, "annotations", image_id="1"), "1 have '1' as image_id, which is no whole number"),
-        (lambda row: changed(row, "annotations", category_id=[1]), r"1 are of category \[1\], which the file"),
-        (lambda row: changed(row, "annotations", category_id=True), "1 are of category True, which the file"),
-        (lambda row: changed(row, "annotations", area=10**400), "1 have an area that is not"),
+        (lambda row: changed(row, "annotations", area=float("nan")), r"1 have an area that is no number .*: nan\)"),
+        (lambda row: changed(row, "annotations", area=-1), "1 have an area that is no number from 0 to 1e.10"),
+        (lambda row: changed(row, "annotations", area=float("inf")), r"1 have an area that is no number .*: inf\)"),
+        (lambda row: changed(row, "annotations", area=1.1e10), "1 have an area that is no number from 0 to 1e.10"),
+        (lambda row: {**row, "annotations": [3]}, r"1 are no objects \(annotation number 0: 3\)"),
+        (lambda row: changed(row, "annotations", image_id=[1]), r"1 have an image_id .* \(annotation 1: \[1\]\)"),
+        (lambda row: changed(row, "annotations", image_id="1"), r"1 have an image_id .* \(annotation 1: '1'\)"),
+        (lambda row: changed(row, "annotations", category_id=[1]), r"1 are of a category .*: \[1\]"),
+        (lambda row: changed(row, "annotations", category_id=True), "1 are of a category .*: True"),
+        (lambda row: changed(row, "annotations", area=10**400), "1 have an area that is no number"),
+        (lambda row: changed(row, "annotations", bbox=[1e17, 0, 9, 9]), "1 have a bbox that is not four finite"),
+        (
+            lambda row: {**row, "categories": [{"id": n} for n in range(20_001)]},
+            "lists 20001 categories; 20000 is the most",
+        ),
         (lambda row: changed(row, "categories", id=2**63), "1 categories .* have no whole number of at most 64 bits"),
         (
             lambda row: {**row, "annotations": [{**a, "image_id": a["image_id"] + 7} for a in row["annotations"]]},
@@ -704,6 +745,58 @@ def test_annotations_that_are_wrong(
     change: Callable[[Content], object], message: str, *, row: Content, save: Save
 ) -> None:
     assert_refused(coco_eval(save(HITS), save(change(row))), message)
+
+
+LONG = "x" * 1_000_000
+DEEP: object = 1
+for _ in range(900):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [LONG, 10**4000, DEEP, {"a": [LONG, DEEP]}, "a\nb\x1b[2J\ud800"],
+    ids=["long", "many digits", "deep", "long and deep", "unprintable"],
+)
+def test_messages_about_huge_values_are_short(value: object, row: Content, save: Save) -> None:
+    """Also with a stack that leaves less room than there was when the file was read."""
+    seven = range(7)
+    truths = [
+        {**row, "images": [{"id": value}] * 7},
+        {**row, "categories": [value] * 7},
+        *(
+            {**row, "annotations": [{**row["annotations"][0], key: value} for _ in seven]}
+            for key in row["annotations"][0]
+        ),
+        {**row, "annotations": [{**row["annotations"][0], "image_id": str(n)} for n in range(2000)]},
+        {**row, "annotations": [value] * 7},
+    ]
+    predictions: list[object] = [
+        *([{**GOOD, key: value} for _ in seven] for key in (*GOOD, "file_name")),
+        [value] * 7,
+        [{**GOOD, "image_id": 7, "file_name": value} for _ in seven],
+    ]
+    good, good_truth = save(HITS), save(row)
+    results = [coco_eval(good, save(truth)) for truth in truths]
+    results += [coco_eval(save(content), good_truth) for content in predictions]
+    for result in results:
+        if result.exit_code:
+            assert_refused(result)
+            assert len(result.stderr) < 4000
+            assert all(c.isprintable() or c == "\n" for c in result.stderr)
+    assert sum(bool(result.exit_code) for result in results) >= len(results) - 3  # `id` may be anything
+
+
+def test_names_of_classes_that_no_terminal_prints(row: Content, save: Save, tmp_path: Path) -> None:
+    row["categories"][0]["name"] = "\ud800\x1b[2J"
+    row["categories"][1]["name"] = DEEP
+    truth, predictions = save(row), save(HITS)
+    result = coco_eval(predictions, truth, "--per-class")
+    assert result.exit_code == 0, result.output
+    assert r"\ud800\x1b[2J" in result.stdout
+    assert "\x1b" not in result.stdout
+    printed = coco_eval(predictions, truth, "--per-class", "--json").stdout_bytes
+    assert set(json.loads(printed.decode("utf-8"))["per_class"]) == {"\ud800\x1b[2J", "[" * 9 + "..." + "]" * 9}
 
 
 def test_annotations_of_images_that_are_not_listed_are_counted(three: Content, save: Save) -> None:

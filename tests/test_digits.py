@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -190,6 +192,42 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not a digits data set"):
         digits.build_digits(tmp_path, train_images=1, val_images=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", [None, "[" * 100_000, '{"recipe": "' + "x" * 1_000_000 + '"}', "[]", "\ud800"])
+def test_a_record_of_any_kind_is_refused_in_a_sentence(content: str | None, tmp_path: Path) -> None:
+    record = tmp_path / "sources.json"
+    if content is None:
+        os.mkfifo(record)
+    else:
+        record.write_text(content, errors="surrogatepass")
+    with pytest.raises(FileExistsError, match=r"Delete it, or choose another folder\.$") as caught:
+        digits.build_digits(tmp_path, train_images=1, val_images=1)
+    assert len(str(caught.value)) < 1000
+
+
+def test_links(tmp_path: Path) -> None:
+    """A link to an empty folder, on a larger disk say, is filled; one to nothing is refused."""
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (tmp_path / "digits").symlink_to(elsewhere)
+    assert digits.build_digits(tmp_path / "digits", train_images=1, val_images=1) == tmp_path / "digits"
+    assert (elsewhere / "sources.json").is_file()
+    (tmp_path / "broken").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match="broken exists and is not a digits data set"):
+        digits.build_digits(tmp_path / "broken", train_images=1, val_images=1)
+    assert sorted(os.listdir(tmp_path)) == ["broken", "digits", "elsewhere"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=f"^{tmp_path / 'digits'} could not be written: {os.strerror(number)}$") as caught:
+        digits.build_digits(tmp_path / "digits", train_images=1, val_images=1)
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_set_of_another_recipe_is_refused(dataset: Path) -> None:

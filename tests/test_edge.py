@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -512,6 +513,17 @@ def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
 
     monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, args)])
     detect.main()
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import detect
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"a\.png could not be written: No space left on device\.$"):
+        detect.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "opencv"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import runpy
@@ -217,6 +218,17 @@ def test_taps_of_loaded_weights_and_of_a_checkpoint_agree(
     a, b, c = (cv2.imread(str(tmp_path / f"{name}.png")).astype(int) for name in "abc")
     assert np.abs(a - b).mean() < 0.5
     assert np.abs(a - c).mean() > 5, "other weights, other features"
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_picture(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("tap_features.py", picture, "--imgsz", "160", "--out", "taps.png")
+    assert_refused(result, r"error: taps\.png could not be written: No space left on device", tmp_path, {picture})
 
 
 def test_mistakes_in_asking_for_taps(run: Run, picture: Path, stock: Path, tmp_path: Path) -> None:

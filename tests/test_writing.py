@@ -92,6 +92,19 @@ def test_a_full_disk_and_a_read_only_one_name_the_file(tmp_path: Path, number: i
     assert caught.value.errno == number
 
 
+def test_whole_folders_are_named_where_the_error_names_nothing(tmp_path: Path) -> None:
+    def fail(error: OSError) -> None:
+        with writing.naming(tmp_path / "folder"):
+            raise error
+
+    with pytest.raises(writing.WriteError, match=r"^.*/folder could not be written: No space left on device$"):
+        fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(FileExistsError, match="mine"):
+        fail(FileExistsError(errno.EEXIST, "mine"))
+    with pytest.raises(writing.WriteError, match=r"^more exact$"):
+        fail(writing.WriteError(errno.ENOSPC, "more exact"))
+
+
 def test_errors_that_are_not_of_writing_pass(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="other"), writing.written_whole(tmp_path / "a"):
         (tmp_path / "other").read_text()

@@ -21,6 +21,7 @@ from ultralytics.utils.torch_utils import get_flops
 from yolo_lightbackbones import configs, model_yaml
 from yolo_lightbackbones.backbone import TAPS
 from yolo_lightbackbones.necks import LEVELS
+from yolo_lightbackbones.writing import write_text
 
 P3_P5 = TAPS[1:]
 DETECTORS = (
@@ -75,7 +76,7 @@ def figures(model: Model) -> dict[str, str]:
         counted = {}
         for letter in letters:
             file = Path(folder, configs.scaled_name(name, letter))
-            file.write_text(model.text())
+            write_text(file, model.text())
             counted[letter] = count(file, IMAGE_SIZE.get(model.task, 640))
     return counted
 
@@ -92,7 +93,7 @@ def by_hand() -> None:
     for letter in model_yaml.FAMILIES["repvit"].variants:
         figure = count(file.with_name(configs.scaled_name(BY_HAND, letter)))
         text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
-    file.write_text(text)
+    write_text(file, text)
 
 
 def main() -> None:
@@ -106,7 +107,7 @@ def main() -> None:
         if (model := known[name]) is None:
             by_hand()
         else:
-            (configs.config_dir() / name).write_text(model.text(figures(model)))
+            write_text(configs.config_dir() / name, model.text(figures(model)))
         print(name, flush=True)
 
 

@@ -12,6 +12,7 @@ set is easy and tiny; it shows that a model learns, not how good it is.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -23,6 +24,9 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.writing import naming
 
 __all__ = ["CLASS_NAMES", "IMAGE_SIZE", "MAX_DIGIT_SIZE", "MIN_DIGIT_SIZE", "build_digits"]
 
@@ -53,18 +57,24 @@ def build_digits(root: str | Path, *, train_images: int = 800, val_images: int =
     the indices of its scans in ``sklearn.datasets.load_digits()``.
 
     Raises:
-        FileExistsError: `root` exists and holds anything but this very data set, complete.
+        FileExistsError: `root` exists and holds anything but this very data set, complete, or is a link to nothing.
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: an image count below 1 or a negative seed.
+        WriteError: the disk is full, or the folder read-only.
     """
     recipe = _Recipe(train_images, val_images, seed)
     root = Path(root).absolute()
     if _is_finished(root, recipe):
         return root
     scans = _load_scans()
+    with naming(root):
+        _build(root.resolve(), recipe, scans)  # an empty folder may be a link to where there is space
+    return root
 
+
+def _build(root: Path, recipe: _Recipe, scans: _Scans) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name[:40]}-") as scratch:
         # A folder inside the temporary one, because that one is private to the user and is removed by its own name.
         staging = Path(scratch) / root.name
         staging.mkdir()
@@ -77,7 +87,6 @@ def build_digits(root: str | Path, *, train_images: int = 800, val_images: int =
             # Another process (a rank of a distributed run, say) may have finished the same set first.
             if not _is_finished(root, recipe):
                 raise
-    return root
 
 
 @dataclass(frozen=True)
@@ -99,17 +108,21 @@ class _Recipe:
 
 def _is_finished(root: Path, recipe: _Recipe) -> bool:
     """Whether `root` already holds the data set of `recipe`; False means that `root` is free to be written."""
-    if not root.exists():
+    if not os.path.lexists(root):
         return False
     if root.is_dir() and not any(root.iterdir()):
         return False  # an empty folder is in nobody's way
     advice = "Delete it, or choose another folder."
+    foreign = FileExistsError(f"{root} exists and is not a digits data set. {advice}")
+    record = root / _RECORD
+    if not record.is_file():  # a pipe would keep its reader waiting
+        raise foreign
     try:
-        found = json.loads((root / _RECORD).read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FileExistsError(f"{root} exists and is not a digits data set. {advice}") from None
+        found = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise foreign from None
     if found != asdict(recipe):
-        raise FileExistsError(f"{root} holds digits built as {found}, not as {asdict(recipe)}. {advice}")
+        raise FileExistsError(f"{root} holds digits built as {quoted(found)}, not as {asdict(recipe)}. {advice}")
     for split, expected in (("train", recipe.train_images), ("val", recipe.val_images)):
         for kind, pattern in (("images", "*.jpg"), ("labels", "*.txt")):
             count = len(list((root / kind / split).glob(pattern)))

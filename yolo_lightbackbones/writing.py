@@ -57,6 +57,23 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A full disk, a read-only folder and the like as an error that names `path`, for writers of whole folders.
+
+    Python's own error names no file where it is met in the middle of one.
+
+    Raises:
+        WriteError: for what keeps a file from being written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError) or error.errno not in _CANNOT_WRITE:
+            raise
+        raise _named(error, path) from error
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file completely or not at all, see `written_whole`."""
     with written_whole(path) as temporary:

@@ -107,8 +107,13 @@ def frames(video: cv2.VideoCapture) -> Iterator[Image]:
 
 
 def save(target: Path, image: Image) -> None:
-    if not cv2.imwrite(str(target), image):
-        raise OSError(f"Could not write {target}.")
+    encoded, content = cv2.imencode(target.suffix, image)
+    if not encoded:
+        raise OSError(f"This OpenCV cannot write the picture {target}.")
+    try:
+        target.write_bytes(content.tobytes())  # cv2.imwrite does not say why it could not
+    except OSError as error:
+        raise OSError(f"{target} could not be written: {error.strerror}.") from error
 
 
 def describe(found: Detections, runtime: Runtime) -> Iterator[str]:

@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, check_new_file, check_suffix, errors_for_users, messages
+from yolo_lightbackbones.cli.common import (
+    UserError,
+    check_new_file,
+    check_suffix,
+    errors_for_users,
+    messages,
+    printable_lines,
+)
+from yolo_lightbackbones.messages import flow
 
 if TYPE_CHECKING:  # it imports numpy, which `lightbackbones --help` does without
     from yolo_lightbackbones.coco.evaluation import Evaluation
@@ -87,11 +95,12 @@ def coco_eval(
             result = evaluate(truth, matched.predictions, images=chosen, iou_type=iou_type.value)
         # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
         report = told if as_json else Console(highlight=False, soft_wrap=True)
-        report.print(_summary(result, truth, len(matched.predictions), matched.by_name), markup=False)
+        summary = _summary(result, truth, len(matched.predictions), matched.by_name)
+        report.print(printable_lines(summary), markup=False)
         for doubt in doubts:
             told.print(f"Note: {doubt}", markup=False)
         if as_json:
-            typer.echo(json.dumps(_json(result, per_class)))
+            typer.echo(json.dumps(_json(result, per_class), allow_nan=False))
         else:
             tables = Console(highlight=False)
             tables.print(_metrics_table(result))
@@ -101,7 +110,7 @@ def coco_eval(
             from yolo_lightbackbones.coco.plot import plot_curves
 
             plot_curves(result, plot, f"{predictions.name}, {result.images} images")
-            report.print(f"Wrote {plot}.", markup=False)
+            report.print(printable_lines(f"Wrote {plot}."), markup=False)
 
 
 def _check_options(plot: Path | None, force: bool, images: Path | None, only_predicted: bool) -> None:
@@ -144,7 +153,10 @@ def _matched(
 
 def _category_maps() -> dict[str, Mapping[int, int]]:
     """The values of --category-map as tables, from Ultralytics' own list of COCO's ids."""
-    from ultralytics.data.converter import coco80_to_coco91_class
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
+
+    with quiet_ultralytics():
+        from ultralytics.data.converter import coco80_to_coco91_class
 
     ids = coco80_to_coco91_class()
     return {CategoryMap.COCO80.value: dict(enumerate(ids)), CategoryMap.COCO80_FROM_1.value: dict(enumerate(ids, 1))}
@@ -193,7 +205,7 @@ def _class_table(result: Evaluation) -> Table:
     for title in ("objects", "AP", "AP50", "AP75"):
         table.add_column(title, justify="right")
     for score in result.classes:
-        table.add_row(escape(score.name), str(score.objects), *map(_text, (score.AP, score.AP50, score.AP75)))
+        table.add_row(escape(flow(score.name, 80)), str(score.objects), *map(_text, (score.AP, score.AP50, score.AP75)))
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli.common import UserError, errors_for_users, progress
+from yolo_lightbackbones.cli.common import UserError, errors_for_users, messages, printable_lines, progress
+from yolo_lightbackbones.messages import printable
 
 if TYPE_CHECKING:
     from yolo_lightbackbones.coco.report import Report
@@ -62,16 +62,19 @@ def coco_prepare(
     if problems and not report.ok:
         advice = _advice(report, skip_bad)
         text = f"Error: {folder} has problems, and nothing was written.\n{problems}\n{advice}"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        messages().print(printable_lines(text), markup=False)
         raise typer.Exit(1)
 
 
 def _categories() -> dict[int, str]:
     """COCO's categories, id -> name, in the order of the classes 0 to 79."""
     import yaml
-    from ultralytics.data.converter import coco80_to_coco91_class
 
     from yolo_lightbackbones import configs
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
+
+    with quiet_ultralytics():
+        from ultralytics.data.converter import coco80_to_coco91_class
 
     bundled = configs.config_dir() / "datasets" / "coco.yaml"
     names = yaml.safe_load(bundled.read_text(encoding="utf-8"))["names"]
@@ -80,18 +83,15 @@ def _categories() -> dict[int, str]:
 
 def _convert(annotations: Path, target: Path) -> None:
     """Ultralytics' own conversion, without its lines and bars."""
-    from ultralytics.data.converter import convert_coco
-    from ultralytics.utils import LOGGER
+    from yolo_lightbackbones.cli.models import quiet_ultralytics
 
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
+    with quiet_ultralytics(), contextlib.redirect_stdout(io.StringIO()):
+        from ultralytics.data.converter import convert_coco
+
+        try:
             convert_coco(labels_dir=str(annotations), save_dir=str(target), use_segments=False, cls91to80=True)
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"Ultralytics cannot convert the annotations: {type(error).__name__}: {error}") from error
-    finally:
-        LOGGER.setLevel(level)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UserError(f"Ultralytics cannot convert the annotations: {type(error).__name__}: {error}") from error
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
     from yolo_lightbackbones.coco.report import NOTES
 
     if tables:
-        table = Table("", title=escape(report.root))
+        table = Table("", title=escape(printable(report.root)))
         for title in ("images", "without\nobjects", "annota-\ntions", "crowd\nregions", "in the\nlist"):
             table.add_column(title, justify="right")
         for title in ("labels", "list"):
@@ -118,11 +118,12 @@ def _tell(report: Report, console: Console, *, tables: bool) -> None:
     if report.ok and (problems := _problems(report)):
         console.print(f"Left out or replaced:\n{problems}", markup=False)
     for remark in report.remarks:
-        console.print(remark, markup=False)
+        console.print(printable_lines(remark), markup=False)
     if report.ok and report.yaml != "left alone":  # a remark has said why
         path = Path(report.root) / "coco.yaml"
         done = "was left as it is" if report.yaml == "kept" else "is ready"
-        console.print(f"{path} {done}. Train with it: yolo train model=yolov5n_edgevit.yaml data={path}", markup=False)
+        advice = f"{path} {done}. Train with it: yolo train model=yolov5n_edgevit.yaml data={path}"
+        console.print(printable_lines(advice), markup=False)
 
 
 def _problems(report: Report) -> str:
@@ -136,10 +137,15 @@ def _problems(report: Report) -> str:
 
 
 def _advice(report: Report, skip_bad: bool) -> str:
+    from yolo_lightbackbones.coco.report import NAMES
+
     kinds = {kind for split in report.splits.values() for kind in split.problems}
     advice = []
     if kinds & {"labels_differ", "list_differs"}:
         advice.append("Add --force to replace what is there (labels are kept as *.old), or move it away.")
     if kinds - {"labels_differ", "list_differs"} and not skip_bad:
-        advice.append("Download these files again, or add --skip-bad to leave the images out of the lists.")
+        mend = "Rename these images in the folder and in the annotations"
+        if not kinds <= NAMES.keys():
+            mend = f"{mend}, download the others again" if kinds & NAMES.keys() else "Download these files again"
+        advice.append(f"{mend}, or add --skip-bad to leave the images out of the lists.")
     return "\n".join(advice)

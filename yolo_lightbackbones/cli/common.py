@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from yolo_lightbackbones.messages import printable
+
 IMAGE_SIZE_HELP = "Side of the image in pixels, or height,width."
 
 
@@ -28,13 +30,18 @@ def errors_for_users() -> Iterator[None]:
     except BrokenPipeError:  # whoever read our output has enough
         raise
     except (UserError, ValueError, OSError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False)
+        messages().print(f"Error: {printable_lines(error)}", markup=False)
         raise typer.Exit(1) from error
 
 
 def messages() -> Console:
     """For what is no result, on stderr."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def printable_lines(text: object) -> str:
+    """A text of several lines that every terminal can print: names of files may hold its codes, or no characters."""
+    return "\n".join(map(printable, str(text).split("\n")))
 
 
 @contextlib.contextmanager

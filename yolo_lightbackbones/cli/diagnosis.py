@@ -168,7 +168,8 @@ def _fresh_interpreter(advice: str) -> Finding:
     """Ask a new interpreter, such as a worker of multi-GPU training is, whether it waits for Ultralytics."""
     code = "import sys; print(*(type(finder).__module__ for finder in sys.meta_path))"
     try:
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        command = [sys.executable, "-c", code]  # all of it ours
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # nosec B603
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("autoload", WRONG, f"a new interpreter cannot be started: {error}", "see whether python runs.")
     if f"{PACKAGE}.autoload" in result.stdout.split():

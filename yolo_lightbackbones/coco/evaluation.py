@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from yolo_lightbackbones.coco.files import Tally
 from yolo_lightbackbones.coco.ground_truth import GroundTruth
 from yolo_lightbackbones.coco.masks import is_rle
 from yolo_lightbackbones.coco.predictions import REGIONS, IouType, Prediction
+from yolo_lightbackbones.messages import quoted
 
 
 class Metric(NamedTuple):
@@ -153,10 +155,9 @@ def _check_masks(truth: GroundTruth, predictions: list[Prediction]) -> None:
         image, mask = truth.images[prediction["image_id"]], prediction["segmentation"]
         size = [image["height"], image["width"]]
         if mask["size"] != size:
-            wrong.add(f"image {prediction['image_id']}: {mask['size']}, not {size}")
+            wrong.add(f"image {prediction['image_id']}: {quoted(mask['size'])}, not {size}")
         elif not is_rle(mask, *size):
-            shown = mask["counts"] if len(mask["counts"]) <= 20 else f"{mask['counts'][:20]}..."
-            broken.add(f"image {prediction['image_id']}: {shown!r}")
+            broken.add(f"image {prediction['image_id']}: {quoted(mask['counts'], 20)}")
     if wrong.count:
         raise ValueError(f"{wrong.count} masks are not of their image's size [height, width]: {wrong}")
     if broken.count:
@@ -177,17 +178,25 @@ def _mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
+def _unique(categories: Mapping[int, str]) -> dict[int, str]:
+    """Names by id; two categories of one name are told apart by their numbers."""
+    times = Counter(categories.values())
+    names = {number: f"{name} ({number})" if times[name] > 1 else name for number, name in categories.items()}
+    if len(set(names.values())) < len(names):  # one has another's name and number as its name
+        return {number: f"{name} ({number})" for number, name in categories.items()}
+    return names
+
+
 def _class_scores(
     truth: GroundTruth, annotations: list[dict[str, Any]], order: Sequence[int], precision: NDArray[np.float64]
 ) -> list[ClassScore]:
     objects = dict.fromkeys(truth.categories, 0)
     for annotation in annotations:
         objects[annotation["category_id"]] += not annotation["iscrowd"]
-    names = list(truth.categories.values())
+    names = _unique(truth.categories)
     return [
         ClassScore(
-            # Two categories of one name are told apart by their numbers.
-            name=truth.categories[number] + (f" ({number})" if names.count(truth.categories[number]) > 1 else ""),
+            name=names[number],
             objects=objects[number],
             AP=_mean(precision[:, :, k]),
             AP50=_mean(precision[0, :, k]),

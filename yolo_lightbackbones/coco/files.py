@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+from yolo_lightbackbones.messages import flow
+
 MAX_EXAMPLES = 5
+MAX_COORDINATE = 2**31
+"""Pixels. Boxes farther out are no boxes: where x is so large that x + width is x, an IoU comes out wrong."""
 
 
 @dataclass
 class Tally:
-    """How often something was seen, with the first few examples."""
+    """How often something was seen, with the first few examples, cut at some length and printable."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -22,7 +26,7 @@ class Tally:
     def add(self, example: object, times: int = 1) -> None:
         self.count += times
         if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(str(example))
+            self.examples.append(flow(example))
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
@@ -42,18 +46,20 @@ def read_json(path: Path, what: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, no file, or not JSON.
+        ValueError: the file is empty, no file, not JSON, or too large for the memory.
     """
     check_file(path, what)
-    content = path.read_bytes()
-    if not content.strip():
-        raise ValueError(f"The {what} {path} is empty (0 bytes of content).")
     try:
-        return json.loads(content)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        content = path.read_bytes()
+        if content.strip():
+            return json.loads(content)
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
         raise ValueError(f"The {what} {path} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"The {what} {path} has brackets within brackets without end.") from error
+    except MemoryError as error:
+        raise ValueError(f"The {what} {path} does not fit into the memory.") from error
+    raise ValueError(f"The {what} {path} is empty (0 bytes of content).")
 
 
 def check_file(path: Path, what: str) -> None:
@@ -79,8 +85,8 @@ def is_id(value: object) -> TypeGuard[int]:
 
 
 def stem(file_name: object) -> str:
-    """A file's name without folder and suffix; the folders may be written as Windows does."""
-    return PurePosixPath(str(file_name).replace("\\", "/")).stem
+    """A file's name without folder and suffix, or "" for what is no text; folders may be written as Windows does."""
+    return PurePosixPath(file_name.replace("\\", "/")).stem if isinstance(file_name, str) else ""
 
 
 def as_id(text: str) -> int | None:
@@ -100,9 +106,13 @@ def is_number(value: object) -> bool:
 
 def is_side(value: object) -> TypeGuard[int]:
     """Whether `value` can be the width or height of an image."""
-    return is_integer(value) and is_number(value) and value > 0
+    return is_integer(value) and 0 < value < MAX_COORDINATE
 
 
 def is_box(value: object) -> bool:
-    """Whether `value` is [x, y, width, height] in finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+    """Whether `value` is [x, y, width, height] in finite numbers that can be pixels."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(is_number(number) and abs(number) < MAX_COORDINATE for number in value)
+    )

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lightbackbones.coco.files import Tally, is_box, is_id, is_number, is_side, read_json, shortened, stem
-from yolo_lightbackbones.coco.masks import is_polygons, is_rle
+from yolo_lightbackbones.coco.masks import MAX_PIXELS, is_polygons, is_rle
+from yolo_lightbackbones.messages import flow, quoted
 
 SECTIONS = ("images", "annotations", "categories")
+MAX_CATEGORIES = 20_000
+"""pycocotools' tables of precision and scores take 200 kB a category, so 4 GB for these."""
+
+MAX_AREA = 1e10
+"""Square pixels. pycocotools leaves larger objects out of every number, "all areas" included."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,27 @@ def read_ground_truth(path: Path, *, masks: bool = False) -> GroundTruth:
     categories = by_id(content["categories"], f"categories of {path}")
     if not images or not categories:
         raise ValueError(f"{path} lists {len(images)} images and {len(categories)} categories: nothing to evaluate on.")
+    if len(categories) > MAX_CATEGORIES:
+        raise ValueError(f"{path} lists {len(categories)} categories; {MAX_CATEGORIES} is the most that is evaluated.")
     if masks:
-        sides = {number: (image.get("height"), image.get("width")) for number, image in images.items()}
+        sides = {number: [image.get("height"), image.get("width")] for number, image in images.items()}
         sizeless = [number for number, size in sides.items() if not all(map(is_side, size))]
         if sizeless:
             raise ValueError(
                 f"{len(sizeless)} images of {path} have no height and width above 0: id {shortened(sizeless)}"
             )
+        vast = [number for number, image in images.items() if image["height"] * image["width"] >= MAX_PIXELS]
+        if vast:
+            raise ValueError(
+                f"{len(vast)} images of {path} have 2^32 pixels or more, which pycocotools' masks cannot count: id "
+                f"{shortened(vast)}"
+            )
     faults: dict[str, Tally] = {}
     for position, annotation in enumerate(content["annotations"]):
         fault = _fault(annotation, images, categories, masks)
         if fault:
-            faults.setdefault(fault, Tally()).add(f"annotation {_name(annotation, position)}")
+            what, value = fault
+            faults.setdefault(what, Tally()).add(f"annotation {_name(annotation, position)}{value}")
     if faults:
         raise ValueError(
             f"{sum(tally.count for tally in faults.values())} of {len(content['annotations'])} annotations in {path} "
@@ -70,7 +85,7 @@ def read_ground_truth(path: Path, *, masks: bool = False) -> GroundTruth:
             f"{shortened(annotation['image_id'] for annotation in content['annotations'])}, the images' ids "
             f"{shortened(images)}."
         )
-    names = {number: str(category.get("name", number)) for number, category in categories.items()}
+    names = {number: _class_name(category.get("name", number)) for number, category in categories.items()}
     return GroundTruth(path, images, listed, names, unlisted)
 
 
@@ -98,7 +113,9 @@ def by_id(entries: list[Any], what: str) -> dict[int, dict[str, Any]]:
     """
     bad = [entry for entry in entries if not isinstance(entry, dict) or not is_id(entry.get("id"))]
     if bad:
-        raise ValueError(f"{len(bad)} {what} have no whole number of at most 64 bits as id: {shortened(bad)}")
+        raise ValueError(
+            f"{len(bad)} {what} have no whole number of at most 64 bits as id: {shortened(map(quoted, bad))}"
+        )
     found = {entry["id"]: entry for entry in entries}
     if len(found) < len(entries):
         twice = [number for number, times in Counter(entry["id"] for entry in entries).items() if times > 1]
@@ -106,31 +123,39 @@ def by_id(entries: list[Any], what: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _fault(annotation: Any, images: dict[int, Any], categories: dict[int, Any], masks: bool) -> str | None:
-    """What is wrong with an annotation, or None."""
+def _fault(annotation: Any, images: dict[int, Any], categories: dict[int, Any], masks: bool) -> tuple[str, str] | None:
+    """What is wrong with an annotation and the value at fault, or None."""
     if not isinstance(annotation, dict):
-        return "are no objects"
+        return "are no objects", f": {quoted(annotation)}"
     needed = ("image_id", "category_id", "bbox", "area", "iscrowd", *(("segmentation",) if masks else ()))
     absent = [key for key in needed if key not in annotation]
     if absent:
-        return f"have no {', '.join(absent)}"
-    if not is_id(annotation["image_id"]):
-        return f"have {annotation['image_id']!r} as image_id, which is no whole number"
-    if not is_id(annotation["category_id"]) or annotation["category_id"] not in categories:
-        return f"are of category {annotation['category_id']!r}, which the file does not list"
-    values = {
-        "have a bbox that is not four finite numbers": is_box(annotation["bbox"]),
-        "have a bbox with a negative width or height": not is_box(annotation["bbox"])
-        or min(annotation["bbox"][2:]) >= 0,
-        "have an area that is not a finite number": is_number(annotation["area"]),
-        "have an iscrowd that is neither 0 nor 1": annotation["iscrowd"] in (0, 1),
+        return f"have no {', '.join(absent)}", ""
+    number, category, box, area = (annotation[key] for key in ("image_id", "category_id", "bbox", "area"))
+    checks = {
+        "have an image_id that is no whole number": (is_id(number), number),
+        "are of a category that the file does not list": (is_id(category) and category in categories, category),
+        "have a bbox that is not four finite numbers of pixels": (is_box(box), box),
+        "have a bbox with a negative width or height": (not is_box(box) or min(box[2:]) >= 0, box),
+        f"have an area that is no number from 0 to {MAX_AREA:.0e} square pixels": (
+            is_number(area) and 0 <= area <= MAX_AREA,
+            area,
+        ),
+        "have an iscrowd that is neither 0 nor 1": (annotation["iscrowd"] in (0, 1), annotation["iscrowd"]),
     }
-    if masks and (image := images.get(annotation["image_id"])):
+    for what, (fine, value) in checks.items():
+        if not fine:
+            return what, f": {quoted(value)}"
+    if masks and (image := images.get(number)):
         region = annotation["segmentation"]
-        sound = is_polygons(region) or is_rle(region, image["height"], image["width"])
-        values["have a segmentation that is neither polygons nor run lengths that cover their image"] = sound
-    return next((fault for fault, fine in values.items() if not fine), None)
+        if not is_polygons(region) and not is_rle(region, image["height"], image["width"]):
+            return "have a segmentation that is neither polygons nor run lengths that cover their image", ""
+    return None
 
 
 def _name(annotation: Any, position: int) -> str:
-    return str(annotation["id"]) if isinstance(annotation, dict) and "id" in annotation else f"number {position}"
+    return flow(annotation["id"], 40) if isinstance(annotation, dict) and "id" in annotation else f"number {position}"
+
+
+def _class_name(name: Any) -> str:
+    return name if isinstance(name, str) else flow(name, 80)

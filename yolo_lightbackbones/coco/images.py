@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolo_lightbackbones.coco.files import is_side
 from yolo_lightbackbones.writing import write_text
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 RECORD = ".coco-prepare.json"
 _SAVE_EVERY = 10_000  # images: an interrupted check of 118,287 loses little
+_MANY_PIXELS = 2**24  # such an image is decoded alone: eight threads with one each could fill the memory
+_ONE_AT_A_TIME = threading.Lock()
 _SMALLEST = 10  # pixels; Ultralytics takes nothing smaller
 _LARGEST = 178_956_970  # pixels; Pillow's own limit, from which on `Image.open` takes a file for an attack
 _ORIENTATION = 274  # EXIF tag; from 5 on the image is shown lying on its side
@@ -50,14 +54,17 @@ def inspect(path: Path) -> Whole:
                 if min(width, height) < _SMALLEST:
                     raise ValueError(f"{width} x {height} pixels; Ultralytics takes {_SMALLEST} or more")
                 if width * height > _LARGEST:
-                    raise ValueError(f"{width} x {height} pixels, more than {_LARGEST}")
+                    raise ValueError(f"too large: {width} x {height} pixels, more than {_LARGEST}")
                 if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
                     width, height = height, width
                 # At an eighth of its size a JPEG takes a fraction of the time, and all of its data is still read.
                 image.draft("RGB", (image.width // 8, image.height // 8))
-                image.load()
-        except (SyntaxError, OverflowError, MemoryError) as error:  # what headers without sense make Pillow raise
-            raise ValueError(f"not an image: {error}") from error
+                with _ONE_AT_A_TIME if image.width * image.height > _MANY_PIXELS else contextlib.nullcontext():
+                    image.load()
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # of nearly any type, where headers and metadata are nonsense
+            raise ValueError(f"not an image: {type(error).__name__}: {error}") from error
     return Whole(width, height, image.format != "JPEG" or _ends_as_jpeg(path))
 
 
@@ -76,6 +83,11 @@ def _kind(start: bytes) -> type[ImageFile]:
     raise ValueError("not an image, neither JPEG nor PNG")
 
 
+def _reason(error: OSError | ValueError) -> str:
+    """What is wrong with an image, in one line without the path, which is told already."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
 def _ends_as_jpeg(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-len(_JPEG_END), os.SEEK_END)
@@ -89,7 +101,7 @@ class Record:
         self.path = root / RECORD
         self._known: dict[str, dict[str, Any]] = {}
         with contextlib.suppress(OSError, ValueError, RecursionError):  # it only saves time
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(self.path.read_bytes()) if self.path.is_file() else None
             if isinstance(content, dict):
                 self._known = content
 
@@ -97,7 +109,8 @@ class Record:
         try:
             known = self._known[key]
             same = (known["bytes"], known["changed"]) == (status.st_size, status.st_mtime_ns)
-            return Whole(known["width"], known["height"], known["ended"]) if same else None
+            sizes = is_side(known["width"]) and is_side(known["height"])
+            return Whole(known["width"], known["height"], bool(known["ended"])) if same and sizes else None
         except (KeyError, TypeError):
             return None
 
@@ -117,22 +130,17 @@ def check_images(
     """
 
     def examine(name: str) -> tuple[os.stat_result | None, Whole | str | None, bool]:
-        path = folder / name
+        path, status = folder / name, None
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                return None, "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file", False
-        except FileNotFoundError:
-            return None, None, False
-        except (OSError, ValueError) as error:  # a loop of links, a name that no file can have
-            return None, " ".join(str(error).split()), False
-        known = record.get(f"{folder.name}/{name}", status)
-        if known:
-            return status, known, False
-        try:
-            return status, inspect(path), True
-        except (ValueError, OSError) as error:
-            return status, " ".join(str(error).split()), False
+                return status, "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file", False
+            known = record.get(f"{folder.name}/{name}", status)
+            return status, known or inspect(path), known is None
+        except (FileNotFoundError, NotADirectoryError):  # or it has just been removed
+            return status, None, False
+        except (OSError, ValueError) as error:  # a loop of links, a folder that may not be entered, no whole image
+            return status, _reason(error), False
 
     new = 0
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoders let go of the interpreter's lock

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from yolo_lightbackbones.coco import names
 from yolo_lightbackbones.coco.files import Tally, is_box, is_id, is_side, read_json, shortened
 from yolo_lightbackbones.coco.ground_truth import by_id, check_sections
+from yolo_lightbackbones.messages import quoted
 
 TOLERANCE = 0.01
 """How far, as a share of the image, Ultralytics lets a box's centre and size leave 0..1 before it drops the image."""
@@ -25,7 +27,9 @@ class Image:
 class Instances:
     """The images of one annotation file, and what is wrong with its annotations."""
 
-    images: dict[int, Image]
+    images: dict[int, Image]  # by id; those whose names can be used
+    badly_named: dict[str, Tally] = field(default_factory=dict)  # kind of problem -> images left out for it
+    badly_named_ids: set[int] = field(default_factory=set)
     annotations: int = 0
     crowds: int = 0
     annotated: set[int] = field(default_factory=set)  # ids of images with any annotation, crowd regions included
@@ -46,7 +50,7 @@ def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
     content = read_json(path, "annotation file")
     check_sections(content, path)
     _check_categories(content["categories"], categories, path)
-    found = Instances(_images(content["images"], path))
+    found = _images(content["images"], path)
     malformed = Tally()
     for position, annotation in enumerate(content["annotations"]):
         if not _is_sound(annotation):
@@ -61,20 +65,28 @@ def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
     return found
 
 
-def without_bad_annotations(path: Path, instances: Instances) -> dict[str, Any]:
-    """The content of the file less the images that its annotations make unusable, for the conversion to labels."""
+def for_labels(path: Path, instances: Instances) -> dict[str, Any]:
+    """What the conversion to labels needs of the file, and nothing that was not checked.
+
+    That is without the images that their names or annotations make unusable.
+    """
     content = read_json(path, "annotation file")
     kept = instances.images.keys() - instances.bad_images
+    images, annotations = ("id", "file_name", "width", "height"), ("image_id", "category_id", "bbox", "iscrowd")
     return {
-        "images": [image for image in content["images"] if image["id"] in kept],
-        "annotations": [annotation for annotation in content["annotations"] if annotation["image_id"] in kept],
+        "images": [{key: image[key] for key in images} for image in content["images"] if image["id"] in kept],
+        "annotations": [
+            {key: annotation[key] for key in annotations}
+            for annotation in content["annotations"]
+            if annotation["image_id"] in kept
+        ],
     }
 
 
 def _check_categories(entries: list[Any], categories: Mapping[int, str], path: Path) -> None:
     """The labels will be COCO's classes by number, so another data set's numbers must not be taken for COCO's."""
     others = [
-        f"{number} {entry.get('name')!r}"
+        f"{number} {quoted(entry.get('name'))}"
         for number, entry in by_id(entries, f"categories of {path}").items()
         if number in categories and entry.get("name") != categories[number]
     ]
@@ -85,36 +97,28 @@ def _check_categories(entries: list[Any], categories: Mapping[int, str], path: P
         )
 
 
-def _images(entries: list[Any], path: Path) -> dict[int, Image]:
-    images: dict[int, Image] = {}
+def _images(entries: list[Any], path: Path) -> Instances:
+    listed = by_id(entries, f"images of {path}")
     bad = Tally()
-    for number, entry in by_id(entries, f"images of {path}").items():
-        image = _image(entry)
-        if image:
-            images[number] = image
-        else:
-            bad.add(f"id {number}: {entry.get('file_name')!r}, {entry.get('width')!r} x {entry.get('height')!r}")
+    for number, entry in listed.items():
+        if not is_side(entry.get("width")) or not is_side(entry.get("height")):
+            bad.add(f"id {number}: {quoted(entry.get('width'))} x {quoted(entry.get('height'))}")
     if bad.count:
-        raise ValueError(
-            f"{bad.count} images of {path} have no file_name inside their folder, or no width and height above 0: {bad}"
-        )
-    labels: dict[str, str] = {}
-    for image in images.values():
-        other = labels.setdefault(str(PurePosixPath(image.name).with_suffix("")), image.name)
-        if other != image.name:
-            raise ValueError(f"{path} lists {other} and {image.name}, which would share one label file. Rename one.")
-    if len(labels) < len(images):
-        raise ValueError(f"{path} lists {len(images)} images with {len(labels)} file names: some are there twice.")
-    return images
-
-
-def _image(entry: dict[str, Any]) -> Image | None:
-    name, width, height = entry.get("file_name"), entry.get("width"), entry.get("height")
-    if not isinstance(name, str) or not is_side(width) or not is_side(height):
-        return None
-    # A name with .. would have its label written outside of the labels' folder.
-    inside = Path(name).name and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return Image(name, width, height) if inside else None
+        raise ValueError(f"{bad.count} images of {path} have no width and height in whole pixels above 0: {bad}")
+    faults = {number: fault for number, entry in listed.items() if (fault := names.fault(entry.get("file_name")))}
+    faults |= names.clashes({number: entry["file_name"] for number, entry in listed.items() if number not in faults})
+    found = Instances(
+        {
+            number: Image(entry["file_name"], entry["width"], entry["height"])
+            for number, entry in listed.items()
+            if number not in faults
+        },
+        badly_named_ids=set(faults),
+    )
+    for number, fault in faults.items():
+        example = f"id {number}: {quoted(listed[number].get('file_name'))}"
+        found.badly_named.setdefault(fault, Tally()).add(example)
+    return found
 
 
 def _is_sound(annotation: Any) -> bool:
@@ -131,17 +135,19 @@ def _count(annotation: dict[str, Any], found: Instances, categories: Set[int]) -
     found.annotations += 1
     number = annotation["image_id"]
     image = found.images.get(number)
-    if image is None:
+    if image is None and number not in found.badly_named_ids:
         found.unlisted_image.add(f"image_id {number}")
         return
     found.annotated.add(number)
+    found.crowds += bool(annotation["iscrowd"])
+    if image is None:
+        return
     category = annotation["category_id"]
     if category not in categories:
         found.unknown_category.add(f"{category} in {image.name}")
         found.bad_images.add(number)
     if annotation["iscrowd"]:
-        found.crowds += 1  # no label is made of it
-        return
+        return  # no label is made of it
     x, y, width, height = annotation["bbox"]
     if width <= 0 or height <= 0:
         found.flat.add(f"{annotation['bbox']} in {image.name}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from itertools import count
 from pathlib import Path
 
 from yolo_lightbackbones.coco.files import Tally
@@ -27,7 +28,10 @@ def differences(there: Path, wanted: Path) -> Tally:
 
 
 def _equal(first: Path, second: Path) -> bool:
-    contents = [file.read_bytes() if file.exists() else b"" for file in (first, second)]
+    files = [file for file in (first, second) if os.path.lexists(file)]
+    if not all(file.is_file() for file in files):
+        return False  # a folder, or a pipe, which would keep a reader waiting
+    contents = [file.read_bytes() if file in files else b"" for file in (first, second)]
     if contents[0] == contents[1]:
         return True
     try:
@@ -47,24 +51,14 @@ def _rows(content: bytes) -> Rows:
 def install(new: Path, target: Path) -> Path | None:
     """Move the finished folder `new` to `target` in one step; return where a folder that was there is now."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Ultralytics' reading of the labels that were there; first, so that an interruption does not leave it to the new.
+    target.with_suffix(".cache").unlink(missing_ok=True)
     kept = None
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()  # Windows renames onto nothing that exists
     elif target.exists():
-        kept = next(path for path in map(target.with_suffix, _backups()) if not path.exists())
+        backups = (target.with_suffix(f".old{number if number > 1 else ''}") for number in count(1))
+        kept = next(path for path in backups if not os.path.lexists(path))
         target.rename(kept)
     new.rename(target)
-    target.with_suffix(".cache").unlink(missing_ok=True)  # Ultralytics' reading of the labels that were there
     return kept
-
-
-def _backups() -> list[str]:
-    return [".old", *(f".old{number}" for number in range(2, 1000))]
-
-
-def give(source: Path, target: Path) -> None:
-    """Make a file visible under another name, at the least cost that the file system allows."""
-    try:
-        target.symlink_to(source.resolve())
-    except OSError:  # Windows without the right to make links
-        shutil.copy(source, target)

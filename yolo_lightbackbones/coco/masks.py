@@ -9,6 +9,14 @@ from yolo_lightbackbones.coco.files import is_integer, is_number
 FAR = 1e5
 """Pixels. pycocotools walks along an outline step by step, and counts the steps in 32 bits."""
 
+LONGEST_OUTLINE = 2e6
+"""Pixels, all sides of one outline together. pycocotools keeps five steps of each pixel, some 200 MB for these."""
+
+MAX_PIXELS = 2**32
+"""pycocotools counts the pixels of an image in 32 bits."""
+
+_LONGEST_RUN = 7  # characters
+
 
 def is_rle(value: Any, height: int, width: int) -> bool:
     """Whether `value` is a run-length encoding, compressed or in numbers, that covers height x width pixels."""
@@ -16,6 +24,8 @@ def is_rle(value: Any, height: int, width: int) -> bool:
         return False
     counts = value.get("counts")
     if isinstance(counts, str):
+        if len(counts) > _LONGEST_RUN * (height * width + 1):
+            return False  # more runs than pixels
         try:
             counts = decode(counts)
         except ValueError:
@@ -30,7 +40,15 @@ def is_polygons(value: Any) -> bool:
         and len(value) > 0
         and all(isinstance(outline, list) and len(outline) >= 6 and len(outline) % 2 == 0 for outline in value)
         and all(is_number(number) and abs(number) <= FAR for outline in value for number in outline)
+        and all(_length(outline) <= LONGEST_OUTLINE for outline in value)
     )
+
+
+def _length(outline: list[float]) -> float:
+    """Of all sides, the longer of across and down, which is how many steps it takes."""
+    corners = list(zip(outline[::2], outline[1::2], strict=True))
+    sides = zip(corners, [*corners[1:], corners[0]], strict=True)
+    return sum(max(abs(x2 - x1), abs(y2 - y1)) for (x1, y1), (x2, y2) in sides)
 
 
 def decode(counts: str) -> list[int]:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 from yolo_lightbackbones.coco.evaluation import NOT_THERE, Evaluation
+from yolo_lightbackbones.messages import printable
 from yolo_lightbackbones.writing import written_whole
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -22,7 +23,7 @@ def plot_curves(evaluation: Evaluation, path: Path, title: str) -> None:
             continue  # no objects, no curve
         axes.plot(evaluation.recalls, precision, label=f"IoU {threshold}: AP {precision.mean():.3f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_title(title, parse_math=False)  # a file name may have dollar signs
+    axes.set_title(printable(title), parse_math=False)  # a file name may have dollar signs
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_integer, is_number, read_json, shortened, stem
-from yolo_lightbackbones.coco.ground_truth import GroundTruth
+from yolo_lightbackbones.coco.ground_truth import MAX_AREA, GroundTruth
+from yolo_lightbackbones.messages import flow, quoted
 
 IouType = Literal["bbox", "segm"]
 REGIONS: Final[dict[IouType, str]] = {"bbox": "bbox", "segm": "segmentation"}
@@ -74,7 +75,7 @@ def read_predictions(path: Path, iou_type: IouType = "bbox") -> list[Prediction]
 def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
     """What is wrong with an entry and the value at fault, or None."""
     if not isinstance(entry, dict):
-        return "are no objects", f" {entry!r}"
+        return "are no objects", f" {quoted(entry)}"
     region = REGIONS[iou_type]
     absent = [key for key in ("image_id", "category_id", "score", region) if key not in entry]
     if absent:
@@ -87,10 +88,14 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
         ),
         "whose category_id is not a whole number": (is_integer(entry["category_id"]), entry["category_id"]),
         "whose score is not a finite number": (is_number(entry["score"]), entry["score"]),
+        "whose file_name is no text": (isinstance(entry.get("file_name", ""), str), entry.get("file_name")),
     }
     if iou_type == "bbox":
         checks["whose bbox is not four finite numbers"] = (is_box(value), value)
         checks["whose bbox has a negative width or height"] = (not is_box(value) or min(value[2:]) >= 0, value)
+        # pycocotools would not even count them as false alarms.
+        area = f"whose bbox is larger than {MAX_AREA:.0e} square pixels"
+        checks[area] = (not is_box(value) or value[2] * value[3] <= MAX_AREA, value)
     else:
         checks["whose segmentation is not compressed RLE, {size: [height, width], counts: text}"] = (
             isinstance(value, dict)
@@ -102,7 +107,7 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
         )
     for what, (fine, seen) in checks.items():
         if not fine:
-            return what, f" {seen!r}"
+            return what, f" {quoted(seen)}"
     return None
 
 
@@ -154,9 +159,10 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
             by_name += named[0] != image
             matched.append({**prediction, "image_id": named[0]})
         elif number not in truth.images:
-            strangers[str(image)] += 1
+            strangers[flow(image)] += 1
         elif "file_name" in prediction and stem(truth.images[number].get("file_name", "")) not in {"", name}:
-            told = f"image_id {image}: {prediction['file_name']}, not {truth.images[number]['file_name']}"
+            names = (flow(name, 80) for name in (prediction["file_name"], truth.images[number]["file_name"]))
+            told = f"image_id {flow(image, 40)}: {', not '.join(names)}"
             renamed[told] = renamed.get(told, 0) + 1
         else:
             matched.append({**prediction, "image_id": number})
@@ -218,8 +224,8 @@ def check_categories(
         if helpful
         else "Its categories are "
         + shortened(f"{number} {name}" for number, name in truth.categories.items())
-        + f", those of the predictions {min(seen)} to {max(seen)}. `yolo val` numbers the classes of data other than "
-        "COCO from 1: number both alike."
+        + f", those of the predictions {flow(min(seen))} to {flow(max(seen))}. `yolo val` numbers the classes of data "
+        "other than COCO from 1: number both alike."
     )
     raise ValueError(
         f"{sum(seen[number] for number in strangers)} of {len(predictions)} predictions have {len(strangers)} category "

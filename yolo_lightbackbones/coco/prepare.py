@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -20,16 +21,19 @@ from pathlib import Path
 
 import yaml
 
-from yolo_lightbackbones.coco import labels
-from yolo_lightbackbones.coco.images import Record, Whole, check_images
-from yolo_lightbackbones.coco.instances import Instances, read_instances, without_bad_annotations
+from yolo_lightbackbones.coco import labels, names
+from yolo_lightbackbones.coco.files import shortened
+from yolo_lightbackbones.coco.images import RECORD, Record, Whole, check_images
+from yolo_lightbackbones.coco.instances import Instances, for_labels, read_instances
 from yolo_lightbackbones.coco.layout import SPLITS, Split, find_splits
 from yolo_lightbackbones.coco.report import Report, SplitReport
-from yolo_lightbackbones.writing import write_text
+from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.writing import naming, write_text
 
 DATA_YAML = "coco.yaml"
 SCRATCH = ".coco-prepare-"
 _DAY = 24 * 60 * 60  # seconds
+_LONGEST_YAML = 200_000  # characters of a data YAML that are read; ours has 3,000
 
 Convert = Callable[[Path, Path], None]
 """Makes of the annotation files in a folder a new folder with labels/<split>/*.txt: Ultralytics' `convert_coco`."""
@@ -115,23 +119,42 @@ def prepare(
 
 
 def _check_targets(root: Path, splits: Sequence[Split]) -> None:
-    """Whether all that is to be written can be, as far as that shows before."""
-    if not os.access(root, os.W_OK):
-        raise PermissionError(f"{root} cannot be written to; labels, image lists and {DATA_YAML} have to go there.")
-    for path in (root / DATA_YAML, *(split.list_file for split in splits)):
+    """Whether all that is to be written can be, as far as that shows before.
+
+    A link is refused wherever something may be written: what it leads to is not this folder's. Only the images may be
+    elsewhere, for they are read and never written.
+    """
+    files = (root / DATA_YAML, root / RECORD, *(split.list_file for split in splits))
+    files += tuple(split.labels.with_suffix(".cache") for split in splits)
+    folders = [root / "labels", *(split.labels for split in splits)]
+    if any(not os.path.lexists(split.linked_images) for split in splits):
+        folders.append(root / "images")  # a link to the images will be made in it
+    for path in (*files, *folders):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link to {quoted(os.readlink(path))}, and nothing is written through links. Remove the "
+                "link, or put what it leads to in its place."
+            )
+    for path in files:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a file of that name is needed. Move it away.")
-    for path in (root / "labels", *(split.labels for split in splits)):
-        if (path.exists() or path.is_symlink()) and not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no regular file, where one of that name is needed. Move it away.")
+    for path in (*folders, *(split.linked_images for split in splits)):
+        if os.path.lexists(path) and not path.is_dir():
             raise NotADirectoryError(f"{path} is no folder, where one of that name is needed. Move it away.")
+    for path in (root, *filter(Path.is_dir, folders)):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"{path} cannot be written to; labels, image lists and {DATA_YAML} have to go there.")
 
 
 def _report_annotations(work: _Work) -> None:
     instances, report = work.instances, work.report
-    report.images = len(instances.images)
+    report.images = len(instances.images) + len(instances.badly_named_ids)
     report.annotations = instances.annotations
     report.crowds = instances.crowds
-    report.images_without_annotations = len(instances.images) - len(instances.annotated)
+    report.images_without_annotations = report.images - len(instances.annotated)
+    report.problems |= instances.badly_named
     for kind, tally in (
         ("unknown_categories", instances.unknown_category),
         ("outside_boxes", instances.outside),
@@ -182,14 +205,20 @@ def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
     """Convert the annotations in `scratch`. Images with bad files get labels all the same, for when they are whole."""
     source, target = scratch / f"annotations_{work.split.name}", scratch / f"converted_{work.split.name}"
     source.mkdir()
-    annotations = source / work.split.annotations.name
-    if work.instances.bad_images or work.instances.unlisted_image.count:
-        annotations.write_text(json.dumps(without_bad_annotations(work.split.annotations, work.instances)))
-    else:
-        labels.give(work.split.annotations, annotations)
-    convert(source, target)
+    content = for_labels(work.split.annotations, work.instances)
     work.new_labels = target / "labels" / work.split.name
-    work.new_labels.mkdir(parents=True, exist_ok=True)  # no annotations, no folder
+    with naming(work.split.labels):
+        (source / work.split.annotations.name).write_text(json.dumps(content), encoding="utf-8")
+        convert(source, target)
+        work.new_labels.mkdir(parents=True, exist_ok=True)  # no annotations, no folder
+    expected = {names.label(work.instances.images[a["image_id"]].name) for a in content["annotations"]}
+    made = {path.relative_to(work.new_labels).as_posix() for path in work.new_labels.rglob("*.txt")}
+    if made != expected:
+        # One file for two names, say: file systems may take upper and lower case, or forms of accents, for the same.
+        raise ValueError(
+            f"Ultralytics made {len(made)} label files of {work.split.name} where {len(expected)} were expected; they "
+            f"differ in {shortened(sorted(made ^ expected))}. Give these images names that this file system keeps."
+        )
 
 
 def _compare(work: _Work) -> bool:
@@ -205,13 +234,13 @@ def _compare(work: _Work) -> bool:
             work.new_labels = None
             report.labels = "kept"
     if split.list_file.exists():
-        lines = split.list_file.read_text(encoding="utf-8-sig", errors="backslashreplace").split("\n")
-        there = {line.strip().removeprefix("./") for line in lines if line.strip()}
-        different_lines = there ^ {line.removeprefix("./") for line in _list_lines(work)}
-        for line in sorted(different_lines):
-            report.problem("list_differs", line)
-        conflict = conflict or bool(different_lines)
-        work.list_is_there = not different_lines
+        # As Ultralytics reads it: it looks for a line without ./ in the current folder, and takes a double twice.
+        lines = split.list_file.read_text(encoding="utf-8-sig", errors="backslashreplace").strip().splitlines()
+        there, wanted = Counter(filter(None, lines)), Counter(_list_lines(work))
+        for line, times in sorted(((there - wanted) + (wanted - there)).items()):
+            report.problem("list_differs", line, times)
+        work.list_is_there = there == wanted
+        conflict = conflict or not work.list_is_there
     return conflict
 
 
@@ -223,7 +252,8 @@ def _put_in_place(work: _Work, report: Report) -> None:
     split = work.split
     _link_images(split, report)
     if work.new_labels:
-        kept = labels.install(work.new_labels, split.labels)
+        with naming(split.labels):
+            kept = labels.install(work.new_labels, split.labels)
         work.report.labels = "rewritten" if kept else "written"
         if kept:
             report.remarks.append(f"The labels that were in {split.labels} are in {kept} now.")
@@ -253,7 +283,7 @@ def _link_images(split: Split, report: Report) -> None:
 # --- the data YAML -----------------------------------------------------------------------------------------------
 
 
-def _write_yaml(root: Path, works: Sequence[_Work], names: list[str], report: Report) -> None:
+def _write_yaml(root: Path, works: Sequence[_Work], classes: list[str], report: Report) -> None:
     path = root / DATA_YAML
     lists = {work.split.name: work.split.list_file.name for work in works}
     train, val = (lists.get(name, next(iter(lists.values()))) for name in SPLITS)
@@ -265,7 +295,7 @@ def _write_yaml(root: Path, works: Sequence[_Work], names: list[str], report: Re
         "# (no `path:`, so that the lists are looked for beside this file and the folder can be moved)\n\n"
         f"train: {train} # {counts[train]} images{notes['train2017']}\n"
         f"val: {val} # {counts[val]} images{notes['val2017']}\n\n"
-        + yaml.safe_dump({"names": dict(enumerate(names))}, sort_keys=False)
+        + yaml.safe_dump({"names": dict(enumerate(classes))}, sort_keys=False)
     )
     if not path.exists():
         write_text(path, content)
@@ -292,9 +322,19 @@ _LISTS = re.compile(r"^(train|val): (train|val)2017\.txt # \d+ images(; there is
 
 
 def _named_lists(content: str) -> dict[str, str]:
-    """What a data YAML has as train and val."""
+    """What a data YAML has as train and val, where these are single texts.
+
+    Its nodes are looked at and no objects are made of them: of aliases and merge keys, few bytes make millions.
+    """
     try:
-        found = yaml.safe_load(content)
-        return {key: str(found[key]).removeprefix("./") for key in ("train", "val")}
-    except (yaml.YAMLError, TypeError, KeyError):
+        document = yaml.compose(content[:_LONGEST_YAML], yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # nested without end, \U beyond Unicode
         return {}
+    if not isinstance(document, yaml.MappingNode):
+        return {}
+    pairs = ((key, value) for key, value in document.value if isinstance(key, yaml.ScalarNode))
+    return {
+        key.value: value.value.removeprefix("./")
+        for key, value in pairs
+        if key.value in ("train", "val") and isinstance(value, yaml.ScalarNode)
+    }

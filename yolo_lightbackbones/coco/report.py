@@ -7,6 +7,22 @@ from typing import Any
 
 from yolo_lightbackbones.coco.files import Tally
 
+NAMES = {
+    "unnamed_images": "images have no text as file_name",
+    "names_with_nul": "image names have a NUL, which no file name can have",
+    "names_with_line_breaks": "image names have a line break, which would make two lines of one in an image list",
+    "names_not_utf8": "image names have half a surrogate pair, which UTF-8 and so an image list cannot hold",
+    "names_with_blanks": "image names begin or end with a blank, which Ultralytics strips from a list",
+    "names_outside": "image names are no plain paths below the images folder: /x, ../x, a//x, C:x and a\\\\x are not",
+    "names_in_images": "images are in another folder `images`, beside which Ultralytics would look for their labels",
+    "names_without_suffix": "image names do not end in .jpg, .jpeg or .png, as Ultralytics needs it",
+    "names_too_long": "image names are longer than 255 bytes, or 1024 with their folders",
+    "names_twice": "images share one file name",
+    "shared_labels": "image names differ only in their suffix, or one is a folder of another's label: their labels "
+    "would share one file",
+}
+"""Kind of problem with an image's file name -> how it is told, behind its count."""
+
 PROBLEMS = {
     "missing_images": "annotated images are not there",
     "corrupt_images": "images cannot be used",
@@ -14,10 +30,11 @@ PROBLEMS = {
     "unknown_categories": "annotations are of a category that COCO does not have",
     "outside_boxes": "boxes leave their image, for which Ultralytics would drop it",
     "unlisted_images": "annotations are of images that the file does not list",
+    **NAMES,
     "labels_differ": "label files differ from those in the folder that is there already",
     "list_differs": "lines differ in the image list that is there already",
 }
-"""Kind of problem -> how it is told, behind its count."""
+"""The same for all problems."""
 
 NOTES = {
     "strangers": "files among the images are not in the annotations; the lists leave them out",
