@@ -13,6 +13,7 @@ from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
 from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json
+from yolo_lightbackbones.messages import listed
 from yolo_lightbackbones.writing import written_whole
 
 
@@ -58,7 +59,7 @@ def convert(
     console.print(f"{type(backbone).__name__}: {report}", markup=False)
     if report.missing or report.unexpected:
         for title, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
-            console.print(f"{title}: {', '.join(keys) or 'none'}", markup=False)
+            console.print(f"{title}: {listed(keys, 50) or 'none'}", markup=False)
     console.print(f"Wrote {output}. Train from it: yolo train model={shlex.quote(str(output))} data=...", markup=False)
 
 
