@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,14 +19,15 @@ from yolo_lightbackbones.checkpoints import archives
 from yolo_lightbackbones.checkpoints.pickles import Global, Instance, MalformedError, TensorRef, walk
 from yolo_lightbackbones.messages import listed
 
+RESIZING = "torchvision.transforms.functional.InterpolationMode"
+
+NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
 CALLS = {
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
-    "torchvision.transforms.functional.InterpolationMode",
+    RESIZING,
 }
-"""What checkpoints call with arguments: numbers of metrics, paths, the resizing of a classifier's images."""
+"""What checkpoints call with any arguments: paths, and how a classifier's images are resized."""
 
 METHODS = ("forward", "forward_fuse")
 """Methods of modules that a checkpoint may hold, looked up with `getattr`; of an enumeration, its members."""
@@ -78,16 +80,18 @@ def _problems(value: Any, instances: list[Instance], foreign: Iterable[str]) -> 
 
 
 def _is_harmless(instance: Instance) -> bool:
+    harmless = instance.of in CALLS
     match instance:
-        case Instance(arguments=(), called=False):
-            return True
-        case Instance(of="builtins.getattr", arguments=(Global() | Instance(), str() as name)) if name in METHODS:
-            return True
-        case Instance(
-            of="builtins.getattr",
-            arguments=(Global(name="torchvision.transforms.functional.InterpolationMode"), str() as name),
-        ):
-            return name.isupper()
-        case Instance(of=name, arguments=()):
-            return name.endswith("SimpleNamespace")
-    return instance.of in CALLS
+        case Instance(arguments=(), called=called):
+            harmless = not called or instance.of.endswith("SimpleNamespace")
+        case Instance(of="builtins.getattr", arguments=(Global(name=name), str() as member)) if name == RESIZING:
+            harmless = member.isupper()
+        case Instance(of="builtins.getattr", arguments=(Global() | Instance(), str() as member)):
+            harmless = member in METHODS
+        case Instance(of="numpy.dtype", arguments=(str() as kind, *_), states=states):
+            # The state says the order of bytes; it could also say what is in memory, wrongly.
+            plain = [(3, order, None, None, None, -1, -1, 0) for order in "<>|="]
+            harmless = re.fullmatch("[fiub][1248]", kind) is not None and all(state in plain for state in states)
+        case Instance(arguments=(Instance(of="numpy.dtype"), bytes() | Instance(of="encode"))):
+            harmless = instance.of in NUMBERS  # of metrics
+    return harmless

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
-from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json
+from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, messages, print_json
 from yolo_lightbackbones.messages import listed
 from yolo_lightbackbones.writing import written_whole
 
@@ -80,7 +80,9 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
     if not path.exists():
         if path.name != weights or path.suffix in {".pt", ".pth", ".safetensors"}:
             raise UserError(f"There is no weights file {weights}.")
-        path = sources.fetch(sources.find_release(weights))
+        release = sources.find_release(weights)
+        messages().print(f"{release.name}: {release.assurance}.", markup=False)
+        path = sources.fetch(release)
     try:
         report = engine.load_weights(backbone, path, strict=strict)
         for stage in backbone.stages:
