@@ -12,7 +12,7 @@ from torch import Tensor
 from yolo_lightbackbones.checkpoints import archives
 from yolo_lightbackbones.checkpoints.errors import CheckpointError, UltralyticsCheckpointError
 from yolo_lightbackbones.checkpoints.pickles import TensorRef, kind_of
-from yolo_lightbackbones.messages import listed, printable
+from yolo_lightbackbones.messages import flow, listed, printable
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 """What weights files are usually called; any other name is read like `.pth`."""
@@ -61,7 +61,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[
             has bytes, or holds objects whose loading would run code.
     """
     path = Path(path)
-    shown = printable(str(path))
+    shown = flow(path, 1000)
     advice = f"Give the path of a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file."
     try:
         file = archives.open_regular(path)
