@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import io
+import socket
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from pathlib import Path
 
 import published
@@ -28,6 +33,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.cut_off = 0
         self.etag: str | None = None
         self.requests = 0
+        self.redirects: dict[str, str] = {}
+        self.closing = threading.Event()
 
     def stop(self) -> None:
         """From now on connections are refused."""
@@ -50,6 +57,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         self.server.requests += 1
+        if self.path in {"/silent", "/drip", "/endless"}:
+            self.misbehave()
+            return
+        if target := self.server.redirects.get(self.path):
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+            return
         content = self.server.content.get(self.path)
         if content is None:
             self.send_error(404)
@@ -62,6 +77,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content[: len(content) - self.server.cut_off])
 
+    def misbehave(self) -> None:
+        """Say nothing, one byte now and then, or more and more, until the server closes or the client goes."""
+        if self.path == "/silent":
+            self.server.closing.wait(20)
+            return
+        self.send_response(200)
+        self.end_headers()
+        chunk, pause = (b"x", 0.05) if self.path == "/drip" else (bytes(10_000), 0)
+        with contextlib.suppress(OSError):
+            while not self.server.closing.wait(pause):
+                self.wfile.write(chunk)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -72,6 +99,7 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.closing.set()
         server.shutdown()
         thread.join()
 
@@ -237,6 +265,88 @@ def test_file_that_changed_in_the_cache_is_refused(server: Server, cache: Path, 
         sources.fetch(release, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("/silent", "timed out"),
+        ("/drip", "sends fewer than 1,000 bytes in a second"),
+        ("/endless", "bytes or more; at most 100,000 are taken"),
+        ("/large.pth", "200,000 bytes or more; at most 100,000 are taken"),
+    ],
+)
+def test_servers_that_would_never_end(
+    path: str, match: str, *, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "TIMEOUT", 0.3)
+    monkeypatch.setattr(sources, "LARGEST", 100_000)
+    server.content["/large.pth"] = bytes(200_000)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=rf"w could not be downloaded: .*{match}\. Fetch .* put it here as"):
+        sources.fetch(Release("w", server.address + path, "w.pth"), progress=False)
+    assert time.monotonic() - start < 5
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://example.com/w.pth", "ftp://127.0.0.1/w.pth", "file:///etc/hostname"])
+def test_addresses_without_encryption_are_not_even_asked(
+    url: str, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a connection"))
+        with pytest.raises(OSError, match=r"is not https"):
+            sources.fetch(Release("w", url, "w.pth"), progress=False)
+    server.redirects["/w.pth"] = url
+    with pytest.raises(OSError, match=r"is not https|Redirection to .* is not allowed"):
+        sources.fetch(Release("w", f"{server.address}/w.pth", "w.pth"), progress=False)
+    assert server.requests == 1
+    assert list(cache.iterdir()) == []
+
+
+def test_redirects_stay_where_they_may(server: Server, cache: Path) -> None:
+    release = released(server, checkpoint(), known=True)
+    server.redirects = {
+        "/here.pth": f"{server.address}/w.pth",
+        "/elsewhere.pth": f"{server.address}/w.pth".replace("127.0.0.1", "localhost"),
+        "/far.pth": "https://example.com/w.pth",
+    }
+    for path, host in (("/elsewhere.pth", "localhost"), ("/far.pth", "example.com")):
+        before = server.requests
+        with pytest.raises(OSError, match=rf"127\.0\.0\.1 redirects to '{host}', which is not one of 127\.0\.0\.1"):
+            sources.fetch(Release("w", server.address + path, "w.pth", sha256=release.sha256), progress=False)
+        assert server.requests == before + 1
+    found = sources.fetch(Release("w", f"{server.address}/here.pth", "w.pth", sha256=release.sha256), progress=False)
+    assert found.read_bytes() == checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("github.com", True),
+        ("release-assets.githubusercontent.com", True),
+        ("objects.githubusercontent.com", True),
+        ("raw.githubusercontent.com", False),
+        ("github.com.example.org", False),
+        ("github.com@example.org", False),
+    ],
+)
+def test_where_github_may_send_us(host: str, allowed: bool) -> None:
+    request = urllib.request.Request(sources.find_release("repvit_m0_9").url)
+    arguments = (request, io.BytesIO(), 302, "Found", HTTPMessage(), f"https://{host}/file?token=1")
+    if allowed:
+        assert sources._WithinHosts().redirect_request(*arguments) is not None
+    else:
+        with pytest.raises(OSError, match=r"github\.com redirects to"):
+            sources._WithinHosts().redirect_request(*arguments)
+
+
+def test_what_is_said_of_checksums_is_what_the_table_has() -> None:
+    for release in sources.RELEASES.values():
+        published = "published one" in release.assurance
+        assert published == bool(release.sha256)
+        assert ("hub states" in release.assurance) == (release.repo_id is not None)
+        assert published or release.repo_id or "nobody has published" in release.assurance
+
+
 # --- the Hugging Face hub ---------------------------------------------------------------------------------------------
 
 
@@ -248,8 +358,10 @@ def hub(server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     server.content["/timm/w/resolve/main/model.safetensors"] = content
     original = hub.hf_hub_download
 
-    def download(repo_id: str, filename: str) -> str:
-        path: str = original(repo_id, filename, endpoint=server.address, cache_dir=tmp_path / "hf")
+    def download(repo_id: str, filename: str, *, etag_timeout: float) -> str:
+        path: str = original(
+            repo_id, filename, endpoint=server.address, cache_dir=tmp_path / "hf", etag_timeout=etag_timeout
+        )
         return path
 
     monkeypatch.setattr(hub, "hf_hub_download", download)

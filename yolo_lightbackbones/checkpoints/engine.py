@@ -18,12 +18,16 @@ from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
 from yolo_lightbackbones.fusion import has_folded
+from yolo_lightbackbones.messages import CUT, flow, listed, printable
 
 PUBLISHED = ("edgevit", "parcnet", "repvit", "conv2former")
 """Families with checkpoints of their authors; their layouts are in the module of the same name."""
 
 RESEMBLES = 0.8
 """Share of a variant's parameters from which on weights that do not fit exactly are said to look like it."""
+
+SHOWN = 20
+"""Names that an error lists of each kind."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,14 @@ class _Plan:
     """Our key -> the number in the file."""
 
     def problems(self) -> list[str]:
-        """One entry per kind of problem, with every key of it."""
+        """One entry per kind of problem, with its first keys."""
         lists = [
             ("missing in the file", self.missing),
             ("unknown here", self.unmatched),
-            ("several keys for one parameter", [f"{k} <- {', '.join(v)}" for k, v in self.colliding.items()]),
+            ("several keys for one parameter", [f"{k} <- {listed(v, 4)}" for k, v in self.colliding.items()]),
             ("of a wrong shape, type or value", [f"{k}: {why}" for k, (_, why) in self.misfits.items()]),
         ]
-        return [f"{len(keys)} {title}:\n    " + "\n    ".join(keys) for title, keys in lists if keys]
+        return [f"{len(keys)} {title}:\n    {_lines(keys)}" for title, keys in lists if keys]
 
 
 def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
@@ -101,12 +105,12 @@ def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bo
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: (a `ValueError`) if the file is no checkpoint, belongs to another backbone, or does not fit;
-            the message lists everything that does not.
+            the message counts everything that does not and lists the first of each kind.
         ValueError: if the backbone is fused, or has no memory for values.
     """
     _check_target(backbone)
     state, others = files.read_tensors(path)
-    return load_tensors(backbone, state, source=str(path), others=others, strict=strict)
+    return load_tensors(backbone, state, source=printable(str(path)), others=others, strict=strict)
 
 
 def load_tensors(
@@ -292,10 +296,17 @@ def _dims(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a single number"
 
 
-def _top_names(keys: Iterable[str], limit: int = 6) -> str:
+def _lines(keys: Sequence[str]) -> str:
+    """The first `SHOWN` keys, one a line, and how many more there are: a file can have any number of any length."""
+    lines = [flow(key, 300) for key in keys[:SHOWN]]
+    if len(keys) > SHOWN:
+        lines.append(f"{CUT} ({len(keys) - SHOWN:,} more)")
+    return "\n    ".join(lines)
+
+
+def _top_names(keys: Iterable[str]) -> str:
     """The first parts of dotted names, each once."""
-    tops = list(dict.fromkeys(key.split(".")[0].split(" ")[0] for key in keys))
-    return ", ".join(tops[:limit]) + (", ..." if len(tops) > limit else "") or "nothing"
+    return listed(dict.fromkeys(key.split(".")[0].split(" ")[0] for key in keys), 6) or "nothing"
 
 
 def _flat(lists: Iterable[Sequence[str]]) -> list[str]:

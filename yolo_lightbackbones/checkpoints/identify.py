@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,6 +16,12 @@ from yolo_lightbackbones.backbone import BLOCKS_BEHIND_TAP, TAP_NORMS, TAPS, Bac
 from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+FEWEST, MOST = 100, 5_000
+"""Tensors between which a backbone has its number; the smallest has 240, the largest 1,000."""
+
+MOST_NAMES = 10_000
+"""Names looked at altogether: a file can have any number of parts that might be a backbone."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +116,21 @@ def _similarity(variant: Shapes, file: Shapes) -> float:
 def stage_number(key: str) -> int:
     """The stage that one of our names belongs to, counted from 0; -1 for the stem."""
     parts = key.split(".")
-    return int(parts[1]) if parts[0] == "stages" and len(parts) > 1 and parts[1].isdigit() else -1
+    return int(parts[1]) if parts[0] == "stages" and len(parts) > 1 and re.fullmatch("[0-9]{1,3}", parts[1]) else -1
 
 
-def _prefixes(state: Mapping[str, Tensor], depth: int = 3, fewest: int = 100) -> list[str]:
-    """The empty prefix, and those of names that enough tensors share to be a backbone's."""
+def _prefixes(state: Mapping[str, Tensor], depth: int = 3) -> list[str]:
+    """The empty prefix, and those of names that as many tensors share as a backbone has."""
     counts = Counter(
         ".".join(parts[:i]) + "."
-        for parts in (key.split(".") for key in state)
+        for parts in (key.split(".", depth + 1) for key in state)
         for i in range(1, min(depth, len(parts) - 1) + 1)
     )
-    return ["", *sorted((p for p, n in counts.items() if n >= fewest), key=lambda p: (p.count("."), p))]
+    likely = [p for p, n in counts.items() if FEWEST <= n <= MOST]
+    whole = [""] if len(state) <= MOST else []
+    prefixes = [*whole, *sorted(likely, key=lambda p: (p.count("."), p))]
+    names = accumulate(counts[prefix] if prefix else len(state) for prefix in prefixes)
+    return [prefix for prefix, so_far in zip(prefixes, names, strict=True) if so_far <= MOST_NAMES]
 
 
 def _built(family: type[Backbone], variant: str, taps: tuple[str, ...], in_channels: int) -> Shapes:

@@ -7,6 +7,7 @@ the whole key. What nothing matches keeps its name, and the engine reports it if
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -91,8 +92,12 @@ def convert(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
     inside = {key.removeprefix(layout.prefix): key for key in state if key.startswith(layout.prefix)}
     sections = layout.sections(inside.keys())
     converted = Converted(layout, dropped=[key for key in state if not key.startswith(layout.prefix)])
+    known = _any_pattern(layout.rules)
     for inner, key in inside.items():
         moved = _move(inner, sections)
+        if not known.fullmatch(moved):  # a file may have any number of names that no rule is for
+            converted.placed.setdefault(moved, []).append((key, state[key]))
+            continue
         if any(isinstance(rule, Drop) and re.fullmatch(rule.pattern, moved) for rule in layout.rules):
             converted.dropped.append(key)
             continue
@@ -105,6 +110,12 @@ def convert(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
                 tensor = rule.function(tensor)
         converted.placed.setdefault(name, []).append((key, tensor))
     return converted
+
+
+@functools.cache
+def _any_pattern(rules: tuple[Rule, ...]) -> re.Pattern[str]:
+    """Matches what any of the rules is for; with none, nothing."""
+    return re.compile("|".join(f"(?:{rule.pattern})" for rule in rules) or "(?!)")
 
 
 def _move(key: str, sections: Mapping[str, str]) -> str:

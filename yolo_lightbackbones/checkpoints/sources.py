@@ -8,17 +8,37 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
+import time
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
+from typing import IO
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 
 from yolo_lightbackbones.checkpoints import files
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
-from yolo_lightbackbones.writing import write_text
+from yolo_lightbackbones.messages import flow, listed, printable, quoted
+from yolo_lightbackbones.writing import write_text, written_whole
+
+TIMEOUT = 30
+"""Seconds in which a server has to answer, and to go on."""
+
+SLOWEST = 1_000
+"""Bytes in a second, on average."""
+
+LARGEST = 1 << 30
+"""Bytes of a file; the largest of the table has 100 MB."""
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts that need no https."""
+
+REDIRECTS = (("github.com", "release-assets.githubusercontent.com", "objects.githubusercontent.com"),)
+"""Hosts that may redirect to each other: where GitHub keeps the files of releases, now and before 2025."""
 
 
 class DownloadError(OSError):
@@ -34,7 +54,7 @@ class Release:
         url: where it is.
         filename: what it is called in the cache.
         repo_id: its repository on the Hugging Face hub, if it is there.
-        sha256: its checksum, where somebody published it. Others are recorded on the first download.
+        sha256: its checksum, where somebody published it.
     """
 
     name: str
@@ -42,6 +62,15 @@ class Release:
     filename: str
     repo_id: str | None = None
     sha256: str | None = None
+
+    @property
+    def assurance(self) -> str:
+        """What a download is compared with."""
+        if self.sha256:
+            return f"its SHA-256 is compared with a published one, {self.sha256}"
+        if self.repo_id:
+            return "its SHA-256 is compared with the one that the Hugging Face hub states"
+        return "nobody has published its SHA-256; the first download is trusted, later ones are compared with it"
 
 
 def _official_repvit(variant: str, epochs: int, sha256: str | None = None) -> Release:
@@ -131,18 +160,67 @@ def fetch(release: Release, *, progress: bool = True) -> Path:
         return path
     if release.repo_id:
         return _from_hub(release)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        # One attempt: a mistyped proxy or a missing network should be said at once.
-        torch.hub.download_url_to_file(release.url, str(partial), progress=progress)
-        _check(partial, release, record=path)
-        partial.replace(path)
-    except (OSError, CheckpointError) as error:  # URLError and HTTPError are OSErrors
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            # One attempt: a mistyped proxy or a missing network should be said at once.
+            _download(release.url, partial, progress=progress)
+            _check(partial, release, record=path)
+    except (OSError, HTTPException, CheckpointError) as error:  # URLError and HTTPError are OSErrors
         raise DownloadError(_by_hand(release, error)) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
+
+
+class _WithinHosts(HTTPRedirectHandler):
+    """Follows redirects to the host of the first request and to where that host keeps its files, nowhere else."""
+
+    def redirect_request(  # noqa: PLR0917 - the signature is urllib's
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        _check_address(newurl)
+        first, host = urlsplit(req.full_url).hostname or "", urlsplit(newurl).hostname
+        allowed = next((hosts for hosts in REDIRECTS if first in hosts), (first,))
+        if host not in allowed:
+            raise DownloadError(
+                f"{printable(first)} redirects to {quoted(host)}, which is not one of {listed(allowed)}."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise DownloadError(f"The address {quoted(url)} is not https.")
+
+
+def _download(url: str, place: Path, *, progress: bool) -> None:
+    """Write what is at an address into a file.
+
+    Raises:
+        OSError, HTTPException: if there is no answer in time, a redirect elsewhere, too much of it or too little.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
+
+    _check_address(url)
+    request = Request(url, headers={"User-Agent": "yolo_lightbackbones"})
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), DownloadColumn())
+    bar = Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True), disable=not progress)
+    with build_opener(_WithinHosts).open(request, timeout=TIMEOUT) as answer, place.open("wb") as file, bar:
+        stated = answer.headers.get("Content-Length", "")
+        length = int(stated) if re.fullmatch("[0-9]{1,18}", stated) else None
+        task = bar.add_task(urlsplit(url).path.rpartition("/")[2], total=length)
+        received, started = 0, time.monotonic()
+        while block := answer.read1(1 << 16):
+            received += len(block)
+            if max(received, length or 0) > LARGEST:
+                raise DownloadError(f"it has {length or received:,} bytes or more; at most {LARGEST:,} are taken.")
+            if time.monotonic() - started > TIMEOUT + received / SLOWEST:
+                raise DownloadError(f"the server sends fewer than {SLOWEST:,} bytes in a second.")
+            file.write(block)
+            bar.update(task, completed=received)
+        if length is not None and received != length:
+            raise DownloadError(f"it ends after {received:,} of {length:,} bytes.")
 
 
 def _from_hub(release: Release) -> Path:
@@ -156,7 +234,7 @@ def _from_hub(release: Release) -> Path:
     assert release.repo_id is not None
     name = release.url.rpartition("/")[2]
     try:
-        path = Path(hf_hub_download(release.repo_id, name))
+        path = Path(hf_hub_download(release.repo_id, name, etag_timeout=TIMEOUT))
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
         raise DownloadError(_by_hand(release, error)) from error
     # The hub stores large files under their SHA-256, which it learned from the server.
@@ -204,7 +282,7 @@ def _sha256(path: Path) -> str:
 def _by_hand(release: Release, error: Exception) -> str:
     if isinstance(error, URLError) and not isinstance(error, HTTPError):
         error = error.reason if isinstance(error.reason, Exception) else error  # without "<urlopen error ...>"
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    reason = flow(str(error).strip().split("\n")[0], 300) or type(error).__name__
     return (
         f"{release.name} could not be downloaded: {reason.rstrip('.')}. Fetch {release.url} where there is a network "
         f"and put it here as {cache_folder() / release.filename}, or give the path of your copy."

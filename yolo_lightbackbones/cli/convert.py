@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
-from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json
+from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, messages, print_json
+from yolo_lightbackbones.messages import listed
 from yolo_lightbackbones.writing import written_whole
 
 
@@ -61,7 +62,7 @@ def convert(
     console.print(f"{type(backbone).__name__}: {report}", markup=False)
     if report.missing or report.unexpected:
         for title, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
-            console.print(f"{title}: {', '.join(keys) or 'none'}", markup=False)
+            console.print(f"{title}: {listed(keys, 50) or 'none'}", markup=False)
     console.print(f"Wrote {output}. Train from it: yolo train model={shlex.quote(str(output))} data=...", markup=False)
 
 
@@ -82,7 +83,9 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
     if not path.exists():
         if path.name != weights or path.suffix in {".pt", ".pth", ".safetensors"}:
             raise UserError(f"There is no weights file {weights}.")
-        path = sources.fetch(sources.find_release(weights))
+        release = sources.find_release(weights)
+        messages().print(f"{release.name}: {release.assurance}.", markup=False)
+        path = sources.fetch(release)
     try:
         return engine.load_weights(backbone, path, strict=strict)
     except UltralyticsCheckpointError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lightbackbones.cli.common import UserError
+from yolo_lightbackbones.messages import flow, listed, printable
 
 MODELS = {
     "detect": "DetectionModel",
@@ -163,29 +163,61 @@ def backbone_of(net: Any, what: str) -> Any:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The model in an Ultralytics checkpoint, read with Ultralytics' restricted loader: classes it knows, and ours."""
+    """The model in an Ultralytics checkpoint, read with Ultralytics' restricted loader: classes it knows, and ours.
+
+    The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing of the model's YAML
+    is evaluated.
+    """
     import torch
     from ultralytics.nn.tasks import torch_safe_load
 
+    from yolo_lightbackbones.checkpoints import modules
+    from yolo_lightbackbones.checkpoints.archives import UnreadableError
+
+    shown = printable(str(path))
     with tempfile.TemporaryDirectory() as folder:
         # Under a name of no meaning: Ultralytics downloads what is called like its own checkpoints, removes such a file
         # where it is damaged, and rewrites names.
         place = Path(folder, "checkpoint.pt")
         try:
-            place.symlink_to(path.resolve())
-        except OSError:  # Windows without the right to make links
-            shutil.copy(path, place)
-        try:
+            modules.copy_checked(path, place)
             checkpoint, _ = torch_safe_load(str(place), safe_only=True)
+        except UnreadableError as error:
+            raise UserError(f"{shown} is an Ultralytics checkpoint that cannot be read safely: it {error}") from error
         except Exception as error:  # its own kinds for its own reasons; the message says which
-            reason = f"it holds {', '.join(classes)}" if (classes := _not_allowed(place)) else str(error)
-            reason = reason.replace(str(place), str(path))
-            raise UserError(f"{path} is an Ultralytics checkpoint that cannot be read safely: {reason}") from error
+            reason = f"it holds {listed(classes)}" if (classes := _not_allowed(place)) else _first_line(error)
+            reason = reason.replace(str(place), shown)
+            raise UserError(f"{shown} is an Ultralytics checkpoint that cannot be read safely: {reason}") from error
     nets = [checkpoint.get(name) for name in ("ema", "model")] if isinstance(checkpoint, Mapping) else []
     net = next((net for net in nets if isinstance(net, torch.nn.Module)), None)
     if net is None:
-        raise UserError(f"{path} is an Ultralytics checkpoint without a model.")
+        raise UserError(f"{shown} is an Ultralytics checkpoint without a model.")
+    if not _is_tree(net):
+        raise UserError(
+            f"{shown} is an Ultralytics checkpoint whose model contains itself, or things that are no layers."
+        )
     return net
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return flow(lines[0], 500)
+
+
+def _is_tree(net: Any, deepest: int = 100, most: int = 100_000) -> bool:
+    """Whether a walk down a module ends soon: torch's own visits a module as often as there are ways to it."""
+    import torch
+
+    waiting = [(net, 0)]
+    for _ in range(most):
+        if not waiting:
+            return True
+        module, depth = waiting.pop()
+        parts = vars(module) if isinstance(module, torch.nn.Module) else {}
+        if depth > deepest or not all(isinstance(parts.get(n), dict) for n in ("_modules", "_parameters", "_buffers")):
+            return False
+        waiting += [(part, depth + 1) for part in parts["_modules"].values() if part is not None]
+    return False
 
 
 def _not_allowed(path: Path) -> list[str]:

@@ -1,0 +1,401 @@
+"""The formats of weights files: where in a file which tensor has its values.
+
+Three of them: the zip archives of `torch.save`, its format from before torch 1.6, and safetensors. Each is read from
+one open file, so that what is checked is what is used. No code of the file runs: see `pickles`.
+
+Sources: `torch/serialization.py` and `torch/csrc/jit/serialization/pickler` (the archive's records), and the format's
+description at github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import stat
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from yolo_lightbackbones.checkpoints.pickles import Interpreter, MalformedError, StorageRef, TensorRef
+from yolo_lightbackbones.messages import quoted
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+"""How files of `torch.save` begin, now and before torch 1.6."""
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""What the first two pickles of the older format hold."""
+
+MAX_HEADER = 10_000_000
+"""Bytes of a safetensors header; a thousand tensors need a hundredth of it."""
+
+EXPANSION = 4
+"""How many times the file's bytes its tensors may need: some share their memory, a constant may be one number."""
+
+FREE_BYTES = 1 << 26
+"""Which every file may expand to."""
+
+SAFETENSORS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+"""Data type in a safetensors header -> torch's."""
+
+_BYTE_SIZED = (*SAFETENSORS.values(), "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz")
+"""Data types of which torch can make plain tensors."""
+
+AGAIN = "Download or copy it again."
+
+
+class UnreadableError(Exception):
+    """The file is no weights file, or is damaged; the text goes on after its name: "is empty."."""
+
+
+class ForeignError(Exception):
+    """The file needs classes or functions that weights do not."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file in bytes; `crc` is its CRC-32 if the file has one."""
+
+    start: int
+    size: int
+    crc: int | None = None
+
+
+@dataclass
+class Contents:
+    """What a file holds.
+
+    Args:
+        file: open for reading.
+        size: of the file in bytes.
+        value: mappings, lists and so on, with `TensorRef`s for tensors.
+        spans: where the storages are.
+    """
+
+    file: BinaryIO
+    size: int
+    value: Any
+    spans: Mapping[str, Span]
+    _buffers: dict[str, bytearray] = field(default_factory=dict)
+
+    def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
+        """Read them; those without values become tensors on the meta device.
+
+        Raises:
+            UnreadableError: if a tensor lies outside the file or its storage, or all of them would need far more memory
+                than the file has bytes.
+        """
+        dtypes = {name: _plain_dtype(ref) for name, ref in refs.items()}
+        needed = sum(math.prod(refs[name].shape) * dtype.itemsize for name, dtype in dtypes.items() if dtype)
+        check_size(needed, self.size)
+        try:
+            return {name: self._tensor(ref, dtypes[name]) for name, ref in refs.items()}
+        finally:
+            self._buffers.clear()
+
+    def _tensor(self, ref: TensorRef, dtype: torch.dtype | None) -> Tensor:
+        if math.prod(ref.shape) >= 1 << 60:
+            raise UnreadableError(f"declares a tensor of {quoted(ref.shape)}, which no machine can hold.")
+        if dtype is None or ref.storage is None:
+            return torch.empty(ref.shape, device="meta")
+        if 0 in ref.shape:
+            return torch.empty(ref.shape, dtype=dtype, device="cpu")
+        buffer = self._buffer(ref.storage)
+        elements = len(buffer) // dtype.itemsize
+        last = ref.offset + sum((side - 1) * step for side, step in zip(ref.shape, ref.strides, strict=True))
+        if last >= elements:
+            raise UnreadableError(f"is damaged: a tensor of {quoted(ref.shape)} lies outside its memory. {AGAIN}")
+        return torch.frombuffer(buffer, dtype=dtype, count=elements).as_strided(ref.shape, ref.strides, ref.offset)
+
+    def _buffer(self, storage: StorageRef) -> bytearray:
+        if storage.key not in self._buffers:
+            span = self.spans.get(storage.key)
+            if span is None or span.size < storage.elements * storage.itemsize:
+                raise UnreadableError(f"is damaged: values that it names are missing. {AGAIN}")
+            self._buffers[storage.key] = bytearray(read_span(self.file, span))
+        return self._buffers[storage.key]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, never a folder, pipe or device, which could block or have no end.
+
+    Raises:
+        FileNotFoundError, UnreadableError
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        _check_kind(path.stat().st_mode)
+        file = os.fdopen(os.open(path, flags), "rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a name with a NUL
+        raise FileNotFoundError(str(error)) from error
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}.") from error
+    try:
+        _check_kind(os.fstat(file.fileno()).st_mode)  # it may have been exchanged since
+    except UnreadableError:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise UnreadableError("is a folder.")
+    if not stat.S_ISREG(mode):
+        raise UnreadableError("is no regular file but a pipe, a device or the like.")
+
+
+def read(file: BinaryIO, *, safetensors: bool) -> Contents:
+    """What an open file holds, without the values of its tensors.
+
+    Raises:
+        UnreadableError, ForeignError
+    """
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(4) if size else b""
+    file.seek(0)
+    if safetensors:
+        return _safetensors(file, size)
+    if start == ZIP:
+        return _zip(file, size)
+    if start.startswith(PICKLE):
+        return _old(file, size)
+    kind = "an empty file" if not start else f"not a checkpoint (it starts with {start!r})"
+    raise UnreadableError(f"is {kind}. Give weights saved by torch.save or as safetensors.")
+
+
+def read_span(file: BinaryIO, span: Span) -> bytes:
+    """The bytes of a part of the file.
+
+    Raises:
+        UnreadableError: if the file is shorter, or they are not what was written.
+    """
+    file.seek(span.start)
+    content = file.read(span.size)
+    if len(content) != span.size:
+        raise UnreadableError(f"is damaged or cut off. {AGAIN}")
+    if span.crc is not None and zlib.crc32(content) != span.crc:
+        raise UnreadableError(f"is damaged: the checksum of a part of it is wrong. {AGAIN}")
+    return content
+
+
+# --- torch.save -------------------------------------------------------------------------------------------------------
+
+
+def interpreter(file: BinaryIO, span: Span, size: int) -> Interpreter:
+    """For the pickle in a part of a file."""
+    return Interpreter(io.BytesIO(read_span(file, span)), size)
+
+
+def check_size(needed: int, size: int) -> None:
+    """Refuse a file of `size` bytes whose tensors would need far more memory.
+
+    Raises:
+        UnreadableError
+    """
+    if needed > EXPANSION * size + FREE_BYTES:
+        raise UnreadableError(
+            f"has {size:,} bytes and declares tensors of {quoted(needed)} bytes, which it cannot hold. "
+            "Save it again where it was made, with every tensor contiguous."
+        )
+
+
+def _zip(file: BinaryIO, size: int) -> Contents:
+    records = zip_records(file, size)
+    reader = interpreter(file, records["data.pkl"], size)
+    try:
+        value = reader.load()
+    except MalformedError as error:
+        raise _cannot(error, reader) from error
+    if reader.foreign:
+        raise ForeignError(tuple(reader.foreign))
+    order = read_span(file, records["byteorder"]) if "byteorder" in records else b"little"
+    _check_order(order == b"little")
+    spans = {name.removeprefix("data/"): span for name, span in records.items() if name.startswith("data/")}
+    return Contents(file, size, value, spans)
+
+
+def zip_records(file: BinaryIO, size: int) -> dict[str, Span]:
+    """Where the records of a `torch.save` archive are, by their names within its only folder.
+
+    Raises:
+        UnreadableError: if it is another archive, is damaged, or has records that are compressed or overlap.
+    """
+    try:
+        whole = zipfile.is_zipfile(file)
+        entries = zipfile.ZipFile(file).infolist() if whole else []
+    except Exception as error:  # damaged directories make both raise nearly anything
+        raise UnreadableError(f"is damaged: its directory cannot be read. {AGAIN}") from error
+    if not whole:
+        raise UnreadableError(f"is damaged or cut off ({size:,} bytes). {AGAIN}")
+    folders = {name.partition("/")[0] for entry in entries if (name := entry.filename).endswith("/data.pkl")}
+    if len(folders) != 1:
+        raise UnreadableError("is not a checkpoint but some other zip archive. Give weights saved by torch.save.")
+    (folder,) = folders
+    if f"{folder}/constants.pkl" in (entry.filename for entry in entries):
+        raise UnreadableError(
+            "is a TorchScript archive, a program rather than a checkpoint. "
+            "Give the .pth, .pt or .safetensors file it was exported from."
+        )
+    records: dict[str, Span] = {}
+    for entry in entries:
+        name = entry.filename.removeprefix(f"{folder}/")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
+            raise UnreadableError(
+                "is compressed or encrypted, which torch.save never does. Unpack it; if it is a checkpoint that was "
+                "packed anew, load and save it where it was made."
+            )
+        file.seek(max(entry.header_offset, 0))
+        header = file.read(30)
+        if len(header) != 30 or header[:4] != ZIP or name in records:
+            raise UnreadableError(f"is damaged: its directory and its records differ. {AGAIN}")
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        # Where torch was told to leave checksums out, all of them are 0.
+        records[name] = Span(start, entry.file_size, entry.CRC or None)
+    if "data.pkl" not in records or sum(span.size for span in records.values()) > size:
+        raise UnreadableError(f"is damaged: its records are larger than itself. {AGAIN}")
+    return records
+
+
+def _old(file: BinaryIO, size: int) -> Contents:
+    """Five pickles, and the storages one after the other: elements, 8 bytes, then values."""
+    reader = Interpreter(file, size)
+    try:
+        magic = reader.load()
+        if reader.foreign:
+            raise ForeignError(tuple(reader.foreign))
+        if magic != MAGIC:
+            raise UnreadableError(
+                "is a pickle that torch.save has not written. Give weights saved by torch.save or as safetensors."
+            )
+        protocol, system, value, keys = (reader.load() for _ in range(4))
+    except MalformedError as error:
+        raise _cannot(error, reader, size) from error
+    if reader.foreign:
+        raise ForeignError(tuple(reader.foreign))
+    if protocol != PROTOCOL or type(system) is not dict or type(keys) is not list:
+        raise UnreadableError(f"is damaged. {AGAIN}")
+    spans = {}
+    position = file.tell()
+    for key in keys:
+        if not isinstance(key, str) or key not in reader.storages:
+            raise UnreadableError(f"is damaged: it has values that nothing names. {AGAIN}")
+        (elements,) = struct.unpack("<q", read_span(file, Span(position, 8)))
+        length = elements * reader.storages[key].itemsize
+        if not 0 <= length <= size - position - 8:
+            raise UnreadableError(f"is damaged or cut off ({size:,} bytes). {AGAIN}")
+        spans[key] = Span(position + 8, length)
+        position += 8 + length
+    _check_order(system.get("little_endian", True) is True)
+    return Contents(file, size, value, spans)
+
+
+def _check_order(little: bool) -> None:
+    if little != (sys.byteorder == "little"):
+        raise UnreadableError("was written on a machine with another order of bytes. Convert it there to safetensors.")
+
+
+def _cannot(error: MalformedError, reader: Interpreter, size: int | None = None) -> UnreadableError | ForeignError:
+    if reader.foreign:
+        return ForeignError(tuple(reader.foreign))
+    if size is not None and str(error) == "cut off":
+        return UnreadableError(f"is damaged or cut off ({size:,} bytes). {AGAIN}")
+    return UnreadableError(f"is damaged, or holds more than weights: {error}. {AGAIN}")
+
+
+# --- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def _safetensors(file: BinaryIO, size: int) -> Contents:
+    """The length of the header, 8 bytes; the header, JSON; the values."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    wrong = "is not a safetensors file, or it is damaged or cut off"
+    if len(start) < 8 or length > size - 8:
+        raise UnreadableError(f"{wrong} ({size:,} bytes). {AGAIN}")
+    if length > MAX_HEADER:
+        raise UnreadableError(
+            f"{wrong}: its header has {length:,} bytes; more than {MAX_HEADER:,} are not read. {AGAIN}"
+        )
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"{wrong}: its header is no JSON. {AGAIN}") from error
+    if type(header) is not dict:
+        raise UnreadableError(f"{wrong}: its header lists no tensors. {AGAIN}")
+    _check_order(True)
+    header.pop("__metadata__", None)
+    spans, value = {}, {}
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str() as dtype, "shape": list() as shape, "data_offsets": [int() as begin, int() as end]}:
+                pass
+            case _:
+                raise UnreadableError(f"{wrong}: its header does not say where {quoted(name, 80)} is. {AGAIN}")
+        if not all(type(side) is int and 0 <= side < 1 << 48 for side in shape) or len(shape) > 32:
+            raise UnreadableError(f"{wrong}: {quoted(name, 80)} has the shape {quoted(shape, 80)}. {AGAIN}")
+        if not 0 <= begin <= end <= size - 8 - length:
+            raise UnreadableError(f"{wrong}: {quoted(name, 80)} lies outside the file. {AGAIN}")
+        spans[name] = Span(8 + length + begin, end - begin)
+        value[name] = _safetensor(name, SAFETENSORS.get(dtype), tuple(shape), end - begin)
+        if value[name] is None:
+            raise UnreadableError(
+                f"{wrong}: {quoted(name, 80)} of shape {quoted(shape, 80)} has {end - begin:,} bytes. {AGAIN}"
+            )
+    return Contents(file, size, value, spans)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a name twice")
+    return entries
+
+
+def _safetensor(name: str, dtype: str | None, shape: tuple[int, ...], length: int) -> TensorRef | None:
+    """None if its bytes are not as many as its shape needs."""
+    if dtype is None:  # a kind that is not in the table: without values for us
+        return TensorRef(shape)
+    itemsize = getattr(torch, dtype).itemsize
+    elements = math.prod(shape)
+    if elements * itemsize != length:
+        return None
+    strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return TensorRef(shape, dtype, StorageRef(name, dtype, elements, itemsize), strides)
+
+
+def _plain_dtype(ref: TensorRef) -> torch.dtype | None:
+    """The dtype of a tensor whose values we read."""
+    if ref.storage is None or ref.dtype not in _BYTE_SIZED or ref.storage.dtype not in _BYTE_SIZED:
+        return None
+    dtype: torch.dtype | None = getattr(torch, ref.dtype, None)
+    return dtype

@@ -1,0 +1,496 @@
+"""What a pickle says, told without doing it.
+
+Pickles are programs: Python's own unpickler imports and calls whatever they name. Here their instructions are followed
+with plain data alone. A class or a function is a `Global`, its name and nothing else; a call of one that this module
+does not know gives an `Instance`; a tensor gives a `TensorRef`, which says where its values are. Nothing is imported or
+called, and nothing that belongs to the process is read or changed, torch's list of allowed classes included.
+
+Sources: the comments of CPython's `pickletools`; `torch/serialization.py` and `torch/_utils.py` for what `torch.save`
+writes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+MAX_INSTRUCTIONS = 2_000_000
+"""In the pickles of one file; a checkpoint of the largest backbone with its optimizer has a twentieth of it."""
+
+MAX_DIMENSIONS = 32
+MAX_SIDE = 1 << 48
+
+STORAGES = {
+    "DoubleStorage": ("float64", 8),
+    "FloatStorage": ("float32", 4),
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "LongStorage": ("int64", 8),
+    "IntStorage": ("int32", 4),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
+    "ComplexDoubleStorage": ("complex128", 16),
+    "ComplexFloatStorage": ("complex64", 8),
+    "QInt8Storage": ("qint8", 1),
+    "QUInt8Storage": ("quint8", 1),
+    "QInt32Storage": ("qint32", 4),
+    "QUInt4x2Storage": ("quint4x2", 1),
+    "QUInt2x4Storage": ("quint2x4", 1),
+    "UntypedStorage": ("uint8", 1),
+}
+"""Name of a storage class -> name of its dtype, and bytes of an element."""
+
+
+class MalformedError(Exception):
+    """The bytes are no pickle, or not one that `torch.save` writes; the text says how."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Global:
+    """A class or a function by its full name."""
+
+    name: str
+
+
+@dataclass(eq=False, slots=True)
+class Instance:
+    """What a call would have given: of whom, with what, and what it would have been filled with.
+
+    `called` is False for an object that is created without its constructor, as most are.
+    """
+
+    of: str
+    arguments: Any = None
+    called: bool = True
+    states: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StorageRef:
+    """The memory of tensors: its name in the file, the dtype of its elements, how many there are, bytes of each."""
+
+    key: str
+    dtype: str
+    elements: int
+    itemsize: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TensorRef:
+    """A tensor: shape, strides and offset in elements of `dtype`.
+
+    `storage` is None if there are no values that could be taken as they are: on the meta device, sparse or quantised.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = ""
+    storage: StorageRef | None = None
+    strides: tuple[int, ...] = ()
+    offset: int = 0
+
+
+class Interpreter:
+    """Reads the pickles of one file, one after the other.
+
+    Args:
+        file: where to read, from its present position on.
+        size: bytes in the file; no string can be longer.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.foreign: dict[str, None] = {}
+        """Names of classes and functions that no file of weights needs, in order."""
+        self.instances: list[Instance] = []
+        """What would have come of all calls of them, in order, kept or not."""
+        self.storages: dict[str, StorageRef] = {}
+        self._read_some = file.read
+        self._readline = file.readline
+        self._size = size
+        self._instructions = 0
+        self._stack: list[Any] = []
+        self._marks: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """What the next pickle holds.
+
+        Raises:
+            MalformedError: if it ends early, is damaged, or has instructions that weights have no need of.
+        """
+        self._stack, self._marks, self._memo = [], [], {}
+        left = MAX_INSTRUCTIONS - self._instructions
+        read = self._read_some
+        try:
+            for number in range(left):
+                code = read(1)
+                if code == b".":
+                    self._instructions += number + 1
+                    return self._stack.pop()
+                _INSTRUCTIONS[code](self)
+        except KeyError:
+            raise MalformedError("cut off" if not code else f"unknown instruction {code!r}") from None
+        except (IndexError, TypeError, AttributeError, ValueError, struct.error) as error:
+            # The stack is empty, holds something else than the instruction needs, or a text is none.
+            raise MalformedError(f"instruction {code!r}: {error}") from None
+        raise MalformedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+
+    # --- reading ---
+
+    def _read(self, count: int) -> bytes:
+        if count > self._size:
+            raise MalformedError("cut off")
+        content = self._read_some(count)
+        if len(content) != count:
+            raise MalformedError("cut off")
+        return content
+
+    def _number(self, kind: str) -> Any:
+        return struct.unpack(kind, self._read(struct.calcsize(kind)))[0]
+
+    def _sized(self, kind: str) -> bytes:
+        return self._read(self._number(kind))
+
+    def _line(self) -> str:
+        line = self._readline(1000)
+        if not line.endswith(b"\n"):
+            raise MalformedError("cut off")
+        return line[:-1].decode()
+
+    # --- the stack ---
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _to_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._marks.pop()
+        return items
+
+    def _mark(self) -> None:
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _last(self, count: int) -> tuple[Any, ...]:
+        if len(self._stack) < count:
+            raise MalformedError("an empty stack")
+        items = tuple(self._stack[len(self._stack) - count :])
+        del self._stack[len(self._stack) - count :]
+        return items
+
+    def _fetch(self, index: int) -> None:
+        if index not in self._memo:
+            raise MalformedError(f"nothing is remembered as {index}")
+        self._push(self._memo[index])
+
+    def _remember(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    # --- containers ---
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is not Instance:  # somebody's subclass of a list
+            raise MalformedError(f"items for a {kind_of(target)}")
+        else:
+            target.states.append(items)
+
+    def _update(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if len(items) % 2:
+            raise MalformedError("a key without a value")
+        if type(target) is dict:
+            target.update((_key(items[i]), items[i + 1]) for i in range(0, len(items), 2))
+        elif type(target) is Instance:  # somebody's subclass of a dict
+            target.states.append(items)
+        else:
+            raise MalformedError(f"entries for a {kind_of(target)}")
+
+    def _add(self) -> None:
+        self._to_mark()  # sets hold no weights
+        if type(self._stack[-1]) is not Instance:
+            raise MalformedError(f"members for a {kind_of(self._stack[-1])}")
+
+    # --- objects ---
+
+    def _global(self, module: str, name: str) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise MalformedError("a name that is no text")
+        module = "builtins" if module == "__builtin__" else module
+        full = f"{module}.{name}"
+        if full not in _CALLS and full not in _NAMES and _storage(full) is None and not _is_torch_word(full):
+            self.foreign[full] = None
+        self._push(Global(full))
+
+    def _call(self, function: Any, arguments: Any, *, called: bool = True) -> None:
+        if type(function) is not Global or type(arguments) is not tuple:
+            raise MalformedError(f"a call of a {kind_of(function)}")
+        known = _CALLS.get(function.name)
+        if known is None:
+            self.instances.append(Instance(function.name, arguments, called))
+        self._push(known(arguments) if known else self.instances[-1])
+
+    def _build(self) -> None:
+        target, state = self._last(2)
+        if type(target) is Instance:
+            target.states.append(state)
+        elif type(target) not in (dict, TensorRef):  # their attributes are nothing that weights need
+            raise MalformedError(f"attributes for a {kind_of(target)}")
+        self._push(target)
+
+    def _persistent(self) -> None:
+        """A storage: ("storage", class, key, device, elements), in old files with None or a view behind it."""
+        match self._stack.pop():
+            case ("storage", Global(name=name), str() as key, _, int() as size, *rest) if rest in ([], [None]):
+                pass
+            case _:
+                raise MalformedError("a reference to something else than the memory of a tensor")
+        kind = _storage(name)
+        if kind is None or not 0 <= size < MAX_SIDE:
+            raise MalformedError("a tensor's memory of no known kind or size")
+        known = self.storages.setdefault(key, StorageRef(key, kind[0], size, kind[1]))
+        if (known.dtype, known.elements) != (kind[0], size):
+            raise MalformedError("two memories of one name")
+        self._push(known)
+
+
+def kind_of(value: Any) -> str:
+    """What to call the type of something that was read."""
+    if type(value) is Instance:
+        return value.of
+    if type(value) is Global:
+        return f"reference to {value.name}"
+    return {TensorRef: "Tensor", StorageRef: "storage"}.get(type(value), type(value).__name__)
+
+
+def walk(value: Any) -> Iterator[Any]:
+    """Everything within a value, each object once."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if type(value) in _LEAVES or id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if type(value) is dict:
+            waiting.extend(value.values())
+        elif type(value) in (list, tuple):
+            waiting.extend(value)
+        elif type(value) is Instance:
+            waiting.append(value.arguments)
+            waiting.extend(value.states)
+
+
+_LEAVES = (str, int, float, bool, bytes, type(None))
+
+
+# --- what is known of torch and Python --------------------------------------------------------------------------------
+
+
+def _key(key: Any) -> Any:
+    """A key of a dictionary that costs nothing to look up.
+
+    Weights have text, optimizers small numbers. Tuples within tuples would take for ever to hash, as would numbers that
+    were chosen to have equal hashes.
+    """
+    if isinstance(key, str | float | bytes | None) or (isinstance(key, int) and key.bit_length() <= 60):
+        return key
+    return f"<{kind_of(key)}>"
+
+
+def _storage(full: str) -> tuple[str, int] | None:
+    module, _, name = full.rpartition(".")
+    return STORAGES.get(name) if module in {"torch", "torch.storage", "torch.cuda"} else None
+
+
+def _is_torch_word(full: str) -> bool:
+    """Whether it is a data type, a memory layout or the like: `torch.float32`, `torch.strided`, never a function."""
+    return _TORCH_WORD.fullmatch(full) is not None
+
+
+_TORCH_WORD = re.compile(
+    r"torch\.(bool|b?float\d+(_\w+)?|u?int\d+|complex\d+|qu?int\d+(x\d)?|bits\d+(x\d)?|strided|sparse_(coo|[cb]s[rc])"
+    r"|per_(tensor|channel)_\w+)"
+)
+
+
+def _integers(value: Any, limit: int = MAX_SIDE) -> tuple[int, ...]:
+    """A shape or strides."""
+    if type(value) not in (tuple, list) or len(value) > MAX_DIMENSIONS:
+        raise MalformedError("a tensor without a proper shape")
+    if not all(type(side) is int and 0 <= side < limit for side in value):
+        raise MalformedError("a tensor of an impossible shape")
+    return tuple(value)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None) -> TensorRef:
+    if type(storage) is not StorageRef:
+        raise MalformedError("a tensor without memory")
+    sides = _integers(shape)
+    steps = _integers(strides)
+    (start,) = _integers((offset,))
+    if len(sides) != len(steps):
+        raise MalformedError("a tensor with more sides than strides")
+    return TensorRef(sides, dtype or storage.dtype, storage, steps, start)
+
+
+def _rebuild(arguments: tuple[Any, ...]) -> TensorRef:
+    """(storage, offset, shape, strides, requires_grad, hooks, metadata), the later ones optional."""
+    storage, offset, shape, strides, *rest = arguments
+    return _unless_lazy(_tensor(storage, offset, shape, strides), rest[2:])
+
+
+def _rebuild_with_dtype(arguments: tuple[Any, ...]) -> TensorRef:
+    """(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata)."""
+    storage, offset, shape, strides, _, _, dtype, *metadata = arguments
+    if type(dtype) is not Global or not _is_torch_word(dtype.name):
+        raise MalformedError("a tensor of no data type")
+    return _unless_lazy(_tensor(storage, offset, shape, strides, dtype.name.removeprefix("torch.")), metadata)
+
+
+def _unless_lazy(tensor: TensorRef, metadata: list[Any]) -> TensorRef:
+    """Without values if it is marked as negated or conjugated: those in the file are not the tensor's then."""
+    return TensorRef(tensor.shape) if any(metadata) else tensor
+
+
+def _rebuild_quantised(arguments: tuple[Any, ...]) -> TensorRef:
+    return TensorRef(_integers(arguments[2]))
+
+
+def _rebuild_meta(arguments: tuple[Any, ...]) -> TensorRef:
+    return TensorRef(_integers(arguments[1]))
+
+
+def _rebuild_sparse(arguments: tuple[Any, ...]) -> TensorRef:
+    """(layout, (indices..., values, shape, ...))."""
+    shapes = [part for part in arguments[1] if type(part) in (tuple, list)]
+    return TensorRef(_integers(shapes[0]))
+
+
+def _first_tensor(arguments: tuple[Any, ...]) -> TensorRef:
+    """Of a parameter, and of a tensor that was copied from another device."""
+    if type(arguments[0]) is not TensorRef:
+        raise MalformedError("a parameter without a tensor")
+    return arguments[0]
+
+
+def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
+    """(function, class, arguments, attributes)."""
+    function, _, inner, *_ = arguments
+    known = _TENSORS.get(function.name)
+    if type(inner) is not tuple or known is None:
+        raise MalformedError("a tensor of no known kind")
+    return known(inner)
+
+
+def _mapping(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    match arguments:
+        case ():
+            return {}
+        case (dict() as entries,):
+            return entries  # no copy: a pickle could ask for a million of them
+    raise MalformedError("a dictionary made of something else")
+
+
+def _shape(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    return _integers(arguments[0])
+
+
+def _inert(of: str) -> Callable[[tuple[Any, ...]], Instance]:
+    return lambda arguments: Instance(of)
+
+
+_TENSORS: dict[str, Callable[[tuple[Any, ...]], TensorRef]] = {
+    "torch._utils._rebuild_tensor": _rebuild,
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_tensor_v3": _rebuild_with_dtype,
+    "torch._utils._rebuild_parameter": _first_tensor,
+    "torch._utils._rebuild_parameter_with_state": _first_tensor,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first_tensor,
+    "torch._utils._rebuild_qtensor": _rebuild_quantised,
+    "torch._utils._rebuild_sparse_tensor": _rebuild_sparse,
+    "torch._utils._rebuild_meta_tensor_no_storage": _rebuild_meta,
+}
+
+_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _shape,
+    "collections.OrderedDict": _mapping,
+    "collections.Counter": _mapping,
+    **{
+        name: _inert(name.rpartition(".")[2])
+        for name in (
+            "argparse.Namespace",  # the command line, in RepViT's official files
+            "builtins.set",
+            "builtins.complex",
+            "builtins.bytearray",
+            "_codecs.encode",  # bytes
+            "torch.device",
+            "torch.serialization._get_layout",
+        )
+    },
+}
+"""What is known by name: what `torch.load(weights_only=True)` reads without anybody's leave, and a command line."""
+
+_NAMES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
+"""Classes that are named beside a tensor and never called."""
+
+_INSTRUCTIONS: dict[bytes, Callable[[Interpreter], Any]] = {
+    b"\x80": lambda m: m._read(1),  # PROTO
+    b"\x95": lambda m: m._read(8),  # FRAME
+    b"N": lambda m: m._push(None),
+    b"\x88": lambda m: m._push(True),
+    b"\x89": lambda m: m._push(False),
+    b"J": lambda m: m._push(m._number("<i")),
+    b"K": lambda m: m._push(m._number("<B")),
+    b"M": lambda m: m._push(m._number("<H")),
+    b"\x8a": lambda m: m._push(int.from_bytes(m._sized("<B"), "little", signed=True)),
+    b"\x8b": lambda m: m._push(int.from_bytes(m._sized("<I"), "little", signed=True)),
+    b"G": lambda m: m._push(m._number(">d")),
+    b"U": lambda m: m._push(m._sized("<B").decode()),  # texts of Python 2
+    b"T": lambda m: m._push(m._sized("<I").decode()),
+    b"C": lambda m: m._push(m._sized("<B")),
+    b"B": lambda m: m._push(m._sized("<I")),
+    b"\x8e": lambda m: m._push(m._sized("<Q")),
+    b"\x96": lambda m: m._push(m._sized("<Q")),
+    b"X": lambda m: m._push(m._sized("<I").decode("utf-8", "surrogatepass")),
+    b"\x8c": lambda m: m._push(m._sized("<B").decode("utf-8", "surrogatepass")),
+    b"\x8d": lambda m: m._push(m._sized("<Q").decode("utf-8", "surrogatepass")),
+    b"(": lambda m: m._mark(),
+    b"0": lambda m: m._last(1),  # POP
+    b"1": lambda m: m._to_mark(),  # POP_MARK
+    b"2": lambda m: m._push(m._stack[-1]),  # DUP
+    b"h": lambda m: m._fetch(m._number("<B")),
+    b"j": lambda m: m._fetch(m._number("<I")),
+    b"q": lambda m: m._remember(m._number("<B")),
+    b"r": lambda m: m._remember(m._number("<I")),
+    b"\x94": lambda m: m._remember(len(m._memo)),
+    b")": lambda m: m._push(()),
+    b"\x85": lambda m: m._push(m._last(1)),
+    b"\x86": lambda m: m._push(m._last(2)),
+    b"\x87": lambda m: m._push(m._last(3)),
+    b"t": lambda m: m._push(tuple(m._to_mark())),
+    b"]": lambda m: m._push([]),
+    b"a": lambda m: m._extend(list(m._last(1))),
+    b"e": lambda m: m._extend(m._to_mark()),
+    b"}": lambda m: m._push({}),
+    b"s": lambda m: m._update(list(m._last(2))),
+    b"u": lambda m: m._update(m._to_mark()),
+    b"\x8f": lambda m: m._push(Instance("set")),
+    b"\x90": lambda m: m._add(),
+    b"\x91": lambda m: m._push(Instance("frozenset", m._to_mark())),
+    b"c": lambda m: m._global(m._line(), m._line()),
+    b"\x93": lambda m: m._global(*m._last(2)),
+    b"R": lambda m: m._call(*m._last(2)),
+    b"\x81": lambda m: m._call(*m._last(2), called=False),  # NEWOBJ
+    b"b": lambda m: m._build(),
+    b"Q": lambda m: m._persistent(),
+}
+"""Instruction -> what it does. Those of protocol 0, and those that look classes up in other ways, are left out."""
