@@ -94,5 +94,5 @@ def check_scalar(value: Any) -> None:
             read = ast.literal_eval(value)
         if not isinstance(read, str):
             extent(read, {}, check_scalar)
-    elif isinstance(value, int | float) and math.isfinite(value) and abs(value) > LARGEST_NUMBER:
+    elif isinstance(value, int | float) and LARGEST_NUMBER < abs(value) != math.inf:
         raise BoundsError(f"it has the number {quoted(value)}; at most {LARGEST_NUMBER:,} is taken.")

@@ -45,7 +45,7 @@ OPTIONS = ("drop_path_rate", *MODES)
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 """How other projects ask for published weights."""
 
-_MOST_REPEATS = 1000
+_MOST_REPEATS = 200
 _LARGEST_FACTOR = 10  # of the depth and the width of a scale
 _NUMBERS = ("nc", "reg_max", "kpt_shape", "ne", "channels", "depth_multiple", "width_multiple")
 """What Ultralytics reads numbers from besides the rows and `scales`."""

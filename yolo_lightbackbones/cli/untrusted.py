@@ -40,6 +40,7 @@ def check_file(path: Path) -> None:
         content = file.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes; a model YAML has a few thousand.")
+    misread = (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
     text = content.decode(errors="ignore")  # as Ultralytics reads it
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
@@ -49,7 +50,7 @@ def check_file(path: Path) -> None:
         yaml.load(text, Loader=loader)  # a loader of plain values
     except bounds.BoundsError as error:
         raise UserError(f"{path} is not taken: {error}") from None
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except misread as error:  # `!!timestamp x` is an AttributeError of PyYAML, `!!bool x` a KeyError
         raise UserError(f"{path} is not a YAML file: {shortened(error)}") from error
 
 
