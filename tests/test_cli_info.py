@@ -225,6 +225,8 @@ def test_published_weights_are_recognised(tmp_path: Path) -> None:
         (["repvit_m09"], "Unknown variant 'repvit_m09' of RepViT. Did you mean 'm0_9'.*such as .*\\.yaml.*\\.pt"),
         (["resnet50"], "Unknown backbone 'resnet50'.*Allowed: edgevit_xxs"),
         (["best.pt"], "There is no file best.pt"),
+        (["yolo11n_repvit.pt"], "no trained model of that name is published: take its YAML, yolo11n_repvit.yaml"),
+        (["yolo11n-RepViT.yaml"], "no model YAML yolo11n-RepViT.yaml. Did you mean yolo11n_repvit.yaml"),
         (["runs/best"], "There is no file runs/best"),
         (["nowhere.yaml"], "no model YAML nowhere.yaml.*such as .*.yaml"),
         (["yolov5x_edgevit.yaml"], "asks for scale 'x', but it has the scales n, s, m"),

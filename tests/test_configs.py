@@ -21,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_flops
 
-from yolo_lightbackbones import registry
+from yolo_lightbackbones import configs, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = ROOT / "cfg"
@@ -217,3 +217,61 @@ def test_recipes_are_found_by_name_and_hold_known_arguments_alone(name: str) -> 
     expected = ("MuSGD", 0.0005) if "_few_images" in name else ("AdamW", 0.05)
     assert (arguments.optimizer, arguments.weight_decay) == expected
     assert all(getattr(arguments, key) == value for key, value in recipe.items())
+
+
+# --- names that are looked up -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["yolov5_repvit.yaml", "cfg/yolov5_repvit.yaml", "cfg/recipes/repvit_scratch.yaml"])
+def test_our_files_are_found(name: str) -> None:
+    assert configs.find_config(name) == (CFG / name.removeprefix("cfg/")).resolve()
+
+
+def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tmp_path / "ours" / "cfg"
+    (ours / "recipes").mkdir(parents=True)
+    (ours / "own.yaml").write_text("nc: 1")
+    (outside := tmp_path / "secret.yaml").write_text("nc: 2")
+    (ours / "link.yaml").symlink_to(outside)
+    (ours / "folder").symlink_to(tmp_path)
+    (ours / "a.yaml").mkdir()
+    monkeypatch.setattr(configs, "config_dir", lambda: ours)
+    assert configs.find_config("cfg/own.yaml") == configs.find_config("own.yaml") == (ours / "own.yaml").resolve()
+    for name in (
+        "cfg/../../secret.yaml",
+        "cfg/recipes/../../../secret.yaml",
+        "cfg/recipes/../own.yaml",
+        "cfg/link.yaml",
+        "link.yaml",
+        "cfg/folder/secret.yaml",
+        "secret.yaml",
+        "a.yaml",
+        "cfg/a.yaml",
+        str(outside),
+        "cfg/\0.yaml",
+        f"cfg/{'a' * 5000}.yaml",
+        "*.yaml",
+    ):
+        assert configs.find_config(name) is None, name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("yolo11n-RepViT.yaml", "There is no model YAML yolo11n-RepViT.yaml. Did you mean yolo11n_repvit.yaml? All "),
+        ("runs/YOLO11N_RepViT.yml", "Did you mean yolo11n_repvit.yaml?"),
+        ("yolo12n_repvit.yaml", "Did you mean yolo26n_repvit.yaml or yolo11n_repvit.yaml"),
+        ("yolov8n-edgevit.yaml", "Did you mean yolov8n_edgevit.yaml?"),
+        ("yolo11_parc-net.yaml", "Did you mean yolo11_parcnet.yaml?"),
+        ("repvit.yaml", "There is no model YAML repvit.yaml. All "),
+        ("yolo11n_repvit.pt", "There is no file yolo11n_repvit.pt, and no trained model of that name is published: take its YAML, yolo11n_repvit.yaml, and put published weights of the backbone in with `lightbackbones convert`."),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_called_nearly_like_one_of_ours(name: str, said: str) -> None:
+    assert said in str(configs.explain_missing(name))
+    assert str(configs.explain_missing(name)).count(".yaml") < 5
+
+
+@pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n.pt", "best.pt", "", "repvit", "x" * 500 + "_repvit.yaml"])
+def test_other_names_are_none_of_our_business(name: str) -> None:
+    assert configs.explain_missing(name) is None

@@ -77,6 +77,12 @@ def test_spellings(name: str) -> None:
         ("resnet50", r"Unknown backbone 'resnet50'. Allowed: edgevit_xxs, .*conv2former_b_k7\."),
         ("", "Unknown backbone ''"),
         ("repvit_", "Unknown variant 'repvit_'"),
+        ("RepViTM0_9", r"Unknown backbone 'RepViTM0_9'. Did you mean 'repvit_m0_9'\?"),
+        ("RepViT-M0.9", r"Unknown backbone 'RepViT-M0.9'. Did you mean 'repvit_m0_9'\?"),
+        ("edgeformer_s", r"Unknown backbone 'edgeformer_s'. Did you mean 'parcnet_s'\?"),
+        ("repvit_m0_9.dist_450e_in1k", r"Unknown variant .* of RepViT. Did you mean 'm0_9'\?"),
+        ("conv2former_b_k7_22k", r"Unknown variant .* of Conv2Former. Did you mean 'b_k7'\?"),
+        ("repvit_\n\x1b[31m" + "x" * 100_000, r"^Unknown variant 'repvit_\\n\\x1b\[31mx{50,120}\.\.\. of RepViT"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from yolo_lightbackbones import rows
+from yolo_lightbackbones.backbone import Backbone, Stage
 from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.registry import families
 
@@ -328,3 +334,256 @@ def test_a_scale_letter_that_a_model_of_blocks_lacks() -> None:
     config = {**model(row0="[-1, 1, RepViTBlock, [64]]"), "scale": "x"}
     with pytest.raises(rows.ConfigError, match=r"row 0.*no scale 'x' in this model's 'scales'. Allowed: n, s"):
         check(config)
+
+
+# --- names from elsewhere ---------------------------------------------------------------------------------------------
+
+BACKBONES = {
+    "repvit_m0_9": "RepViT, [m0_9]",
+    "RepViT_M0_9": "RepViT, [m0_9]",
+    "repvit_m1_1": "RepViT, [m1_1]",
+    "RepViTM0_9": "RepViT, [m0_9]",
+    "RepViT-M0.9": "RepViT, [m0_9]",
+    "repvit_m0_9.dist_450e_in1k": "RepViT, [m0_9]",
+    "EdgeViT_XXS": "EdgeViT, [xxs]",
+    "edgevit_xxs": "EdgeViT, [xxs]",
+    "EdgeVIT": "EdgeViT, [xxs]",
+    "EdgeViT_small": "EdgeViT, [xxs]",
+    "parcnet_xs": "ParCNet, [xs]",
+    "ParC_Net": "ParCNet, [xs]",
+    "edgeformer_s": "ParCNet, [s]",
+    "conv2former_n": "Conv2Former, [n]",
+    "Conv2Former_N": "Conv2Former, [n]",
+    "Conv2Former-B-k7": "Conv2Former, [b_k7]",
+}
+"""What people of forks write as the module of row 0 -> what to write there."""
+
+ROWS_OF_BLOCKS = {
+    "LGL": "LGLBlock",
+    "ParC": "ParCBlock",
+    "RepViTblock": "RepViTBlock",
+    "repvit_block": "RepViTBlock",
+    "EdgeViTBlock": "LGLBlock",
+    "Conv2FormerBlock": "ConvModBlock",
+    "ConvMod": "ConvModBlock",
+}
+
+
+@pytest.mark.parametrize(("module", "meant"), BACKBONES.items())
+def test_a_variant_or_a_forks_name_as_the_module(module: str, meant: str) -> None:
+    start = f"my.yaml, row 0 [-1, 1, {module}, []]: unknown module '{module}'. "
+    with pytest.raises(rows.ConfigError) as error:
+        translate(model(row0=[-1, 1, module, []]))
+    assert str(error.value).startswith(start)
+    assert str(error.value).endswith(f"Write row 0 as [-1, 1, {meant}].")
+    without = [-1, 1, "SPPF", [64, 5]]
+    config = model(row0=[-1, 1, module, []], row1=without, row2=without, row3=without)
+    with pytest.raises(rows.UnknownModuleError) as error:
+        rows.explain_unknown(config, module, OURS)
+    assert str(error.value).startswith(start)
+    assert f"Write row 0 as [-1, 1, {meant}], and rows such as [0, 1, Tap, [P5]] behind it." in str(error.value)
+
+
+@pytest.mark.parametrize(("module", "meant"), ROWS_OF_BLOCKS.items())
+def test_a_blocks_name_from_elsewhere(module: str, meant: str) -> None:
+    hint = f"unknown module '{module}'. Did you mean '{meant}'? Write [-1, 2, {meant}, [64]]"
+    with pytest.raises(rows.ConfigError) as error:
+        translate(model(row0=[-1, 2, module, [64]]))
+    assert str(error.value).startswith(f"my.yaml, row 0 [-1, 2, {module}, [64]]: {hint}, or for the taps a backbone: ")
+    without = [-1, 1, "SPPF", [64, 5]]
+    config = model(row0=[-1, 2, module, [64]], row1=without, row2=without, row3=without)
+    with pytest.raises(rows.UnknownModuleError) as error:
+        rows.explain_unknown(config, module, OURS)
+    assert str(error.value) == f"my.yaml, row 0 [-1, 2, {module}, [64]]: {hint}."
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("[repvit_m0_9.dist_450e_in1k]", r"Did you mean 'm0_9'\?.* Write \[-1, 1, RepViT, \[m0_9\]\]; published weights come in with `lightbackbones convert`"),
+        ("[m0_9.dist_450e_in1k]", r"Write \[-1, 1, RepViT, \[m0_9\]\]; published weights"),
+        ("[M09]", r"Write \[-1, 1, RepViT, \[m0_9\]\]\.$"),
+        ("[edgevit_xs]", r"Unknown variant 'edgevit_xs' of RepViT.* Write \[-1, 1, EdgeViT, \[xs\]\]\.$"),
+        ("[m0_9, {pretrained: true}]", r"unknown option 'pretrained'\. Published weights come in with `lightbackbones convert`\. Allowed: drop_path_rate"),
+        ("[m0_9, {weights: a.pth}]", r"unknown option 'weights'\. Published weights come in with `lightbackbones convert`"),
+    ],
+)  # fmt: skip
+def test_variants_and_options_from_elsewhere(args: str, message: str) -> None:
+    with pytest.raises(rows.ConfigError, match=rf"my\.yaml, row 0 .*{message}"):
+        translate(model(row0=f"[-1, 1, RepViT, {args}]"))
+
+
+def test_the_variant_of_the_row_at_hand_is_kept() -> None:
+    with pytest.raises(
+        rows.ConfigError, match=r"Did you mean 'EdgeViT'\? Write row 0 as \[-1, 1, EdgeViT, \[\{n: xs\}\]\]"
+    ):
+        translate(model(row0="[-1, 1, EdgeVIT, [{n: xs}]]"))
+
+
+def test_a_backbone_by_another_name_in_a_later_row() -> None:
+    row = "[-1, 1, repvit_m0_9, []]"
+    with pytest.raises(rows.ConfigError, match=r"row 1 .*'repvit_m0_9'\. Write row 0 as \[-1, 1, RepViT, \[m0_9\]\]"):
+        translate(model(row0="[-1, 1, Conv, [64, 3, 2]]", row1=row))
+
+
+# --- families of others -----------------------------------------------------------------------------------------------
+
+
+def family_of(*reductions: int) -> type[Backbone]:
+    """A family with taps at these reductions; it counts how often it is built."""
+
+    class Own(Backbone):
+        family, variants = "own", {"a": 8}
+        built = 0
+
+        def build_stem(self, config: int, in_channels: int) -> nn.Module:
+            type(self).built += 1
+            return nn.Conv2d(in_channels, config, 4, 4)
+
+        def build_stages(self, config: int, drop_path_rate: float) -> Iterator[Stage]:
+            for reduction in reductions:
+                yield Stage([nn.ReLU()], channels=reduction, reduction=reduction)
+
+    return Own
+
+
+def own_model(tap: str) -> dict[str, Any]:
+    backbone = [[-1, 1, "Own", ["a"]], [0, 1, "Tap", [tap]]]
+    return {"yaml_file": "my.yaml", "backbone": backbone, "head": [[[1], 1, "Detect", [1]]]}
+
+
+def test_a_family_without_p2() -> None:
+    own = family_of(8, 16, 32)
+    out = rows.translate(own_model("P4"), 3, {"Own": own})
+    assert out["backbone"] == [[-1, 1, "Own", ["own_a", 3, ("P3", "P4"), None, "auto"]], [0, 1, "Index", [16, 1]]]
+    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P2\. Allowed, one of: P3, P4, P5"):
+        rows.translate(own_model("P2"), 3, {"Own": own})
+
+
+def test_a_family_that_has_none_of_the_taps() -> None:
+    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 0 \[-1, 1, Own, \[a\]\]: Own has no tap .*Allowed: P6"):
+        rows.translate(own_model("P5"), 3, {"Own": family_of(64)})
+
+
+def test_taps_are_asked_for_once_and_anew_for_another_class() -> None:
+    first, second = family_of(8, 16, 32), family_of(4, 8)
+    for _ in range(3):
+        assert rows.translate(own_model("P3"), 3, {"Own": first})["backbone"][1][3] == [8, 0]
+        assert rows.translate(own_model("P3"), 3, {"Own": second})["backbone"][1][3] == [8, 1]
+    built = first.built  # type: ignore[attr-defined]
+    rows.translate(own_model("P3"), 3, {"Own": first})
+    assert first.built == built  # type: ignore[attr-defined]
+    rows.translate(own_model("P3"), 4, {"Own": first})
+    assert first.built > built  # type: ignore[attr-defined]
+
+
+# --- what a YAML may stand for ----------------------------------------------------------------------------------------
+
+
+def bomb() -> Any:
+    value: Any = "x"
+    for _ in range(7):
+        value = [value] * 9
+    return value
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def nest(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row0": [-1, 1, "EdgeViT", [bomb()]]}, r"my\.yaml, row 0 .*with its aliases written out it has [\d,]+ values"),
+        ({"row0": [-1, 1, "EdgeViT", ["xxs", {"init": bomb()}]]}, r"row 0 .*with its aliases written out"),
+        ({"row4": [-1, 1, "nn.Identity", [bomb()]]}, r"row 4 .*with its aliases written out"),
+        ({"row1": [0, 1, "Tap", endless()]}, r"row 1 .*it contains itself"),
+        ({"row4": endless()}, r"row 4 .*it contains itself"),
+        ({"row4": [-1, 1, "nn.Identity", nest(500)]}, r"row 4 .*nested deeper than 32 levels"),
+        ({"row4": [-1, 2**63, "nn.Identity", []]}, r"row 4 .*the number 9223372036854775808; at most 1,000,000"),
+        ({"row4": [-1, 10**5000, "nn.Identity", []]}, r"row 4 .*the number <a whole number of \d+ bits>"),
+        ({"row4": [-1, 201, "nn.Identity", []]}, r"row 4 .*repeats is 201; at most 200 are built"),
+        ({"row4": [-1, 1, "nn.Identity", ["x" * 201]]}, r"row 4 .*a text of 201 characters; at most 200"),
+        ({"row4": [-1, 1, "nn.Identity", ["1" * 100]]}, r"row 4 .*it has the number"),
+        ({"row0": [-1, 1, "EdgeViT", [{f"{i}": "xxs" for i in range(20_000)}]]}, r"no variant for scale 'n'\. Allowed: 0, 1, .* more\)\."),
+        ({"row0": [-1, 1, "EdgeViT", ["xxs", {f"a{i}": 1 for i in range(20_000)}]]}, r"unknown option 'a0'\. Allowed"),
+        ({"row0": [-1, 1, "EdgeViT", [datetime.date(2026, 1, 1)]]}, r"the variant is <date>; it must be a name"),
+        ({"row0": [-1, 1, "EdgeViT", [{None: 1, 2.5: 2, b"n": "xxs"}]]}, r"no variant for scale 'n'\. Allowed: None, 2\.5, "),
+        ({"row1": [0, 1, "Index", [72, 1, 3]]}, r"row 1 .*3 arguments; an Index takes a channel number and an index"),
+    ],
+)  # fmt: skip
+def test_bombs_are_refused_at_once_in_one_line(changes: dict[str, Any], message: str) -> None:
+    rows_before = {"row5": "[[1, 2], 1, Detect, [nc]]"} if "row4" in changes else {}
+    start = time.process_time()
+    with pytest.raises(rows.ConfigError, match=message) as error:
+        translate(model(**changes, **rows_before))
+    assert time.process_time() - start < 1
+    assert len(str(error.value)) < 1000
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([-1, 2**63, "RepViTBlock", [64]], r"row 4 .*the number 9223372036854775808"),
+        ([-1, 300, "RepViTBlock", [64]], r"row 4 .*repeats is 300; at most 200 are built"),
+        ([-1, 1, "RepViTBlock", [8193]], r"the output channels are 8193; they must be .*at most 8192"),
+        ([-1, 1, "RepViTBlock", [64, {"mlp_ratio": 65}]], r"mlp_ratio is 65; it must be a whole number, at least 1 and at most 64"),
+        ([-1, 1, "ParCBlock", [64, {"length": 999_999}]], r"length is 999999; it must be .*at most 1024"),
+        ([-1, 1, "ConvModBlock", [64, {"kernel_size": 999_999}]], r"kernel_size is 999999; it must be .*at most 255"),
+        ([-1, 1, "LGLBlock", [64, {"x\n\x1b[31m": 1}]], r"unknown option 'x\\n\\x1b\[31m'\."),
+        ([-1, 1, "LGLBlock", [bomb()]], r"row 4 .*with its aliases written out"),
+    ],
+)  # fmt: skip
+def test_rows_of_blocks_within_bounds(row: list[Any], message: str) -> None:
+    start = time.process_time()
+    with pytest.raises(rows.ConfigError, match=message) as error:
+        check(model(row4=row))
+    assert time.process_time() - start < 1
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nc": 10**9}, r"my\.yaml, 'nc' is 1000000000: it has the number 1000000000; at most 1,000,000"),
+        ({"names": bomb()}, r"'names' is .*with its aliases written out"),
+        ({"anything": endless()}, r"'anything' is .*it contains itself"),
+        ({"scales": {"n": [11, 0.25, 1024]}}, r"'scales' is .*depth and width above 0 and at most 10"),
+        ({"scales": {"n": [0.33, float("nan"), 1024]}}, r"'scales' is .*depth and width above 0"),
+        ({"scales": {"n": [10, 1, 9]}, "backbone": [*model()["backbone"], [-1, 30, "C2f", [64]]]}, r"row 5 .*repeats is 30 times a depth of 10; at most 200"),
+        ({"depth_multiple": 1e5, "backbone": [*model()["backbone"], [-1, 3, "C2f", [64]]]}, r"row 5 .*repeats is 3 times a depth of 100000"),
+        ({"scale": bomb()}, r"'scale' is .*with its aliases written out"),
+        ({"scale": ["n"]}, r"row 0 .*the scale is \[n\]; it must be a letter"),
+        ({"yaml_file": "x\n" * 9000}, r"^x\\nx\\n.*row 0.*unknown option"),
+    ],
+)  # fmt: skip
+def test_the_rest_of_a_config_within_bounds(changes: dict[str, Any], message: str) -> None:
+    wrong = model(row0="[-1, 1, EdgeViT, [xxs, {x: 1}]]") if "yaml_file" in changes else model()
+    with pytest.raises(rows.ConfigError, match=message) as error:
+        translate({**wrong, **changes})
+    assert len(str(error.value)) < 1500
+
+
+def test_channels_of_the_image_within_bounds() -> None:
+    for channels in (0, -1, 2**63):
+        with pytest.raises(rows.ConfigError, match=r"row 0 .*the image has -?\d+ channels; from 1 to 8192"):
+            translate(model(), in_channels=channels)
+
+
+def test_what_people_write_is_within_bounds() -> None:
+    """Aliases that are used once or twice, large heads, infinity as a bound, texts as arguments."""
+    taps = [[0, 1, "Tap", ["P3"]]] * 3
+    config = {**model(), "names": dict(enumerate(["class"] * 21_841)), "max_channels": float("inf")}
+    config["backbone"] = [config["backbone"][0], *taps, [-1, 36, "nn.Hardtanh", ["None", "-1.5", float("inf")]]]
+    with torch.device("meta"):
+        assert len(translate({**config, "nc": 21_841})["backbone"]) == 5

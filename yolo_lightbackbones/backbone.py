@@ -377,9 +377,12 @@ class Backbone(fusion.Fusible):
         """
         short = name.strip().lower().replace(".", "_").removeprefix(f"{cls.family}_")
         if short not in cls.variants:
-            close = difflib.get_close_matches(short, cls.variants, n=1)
+            # timm names the training behind the variant: m0_9.dist_450e_in1k
+            close = sorted((v for v in cls.variants if short.startswith(f"{v}_")), key=len, reverse=True)
+            close = close or difflib.get_close_matches(short[:200], cls.variants, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Unknown variant {name!r} of {cls.__name__}.{hint} Allowed: {', '.join(cls.variants)}.")
+            allowed = ", ".join(cls.variants)
+            raise ValueError(f"Unknown variant {quoted(name)} of {cls.__name__}.{hint} Allowed: {allowed}.")
         return short
 
     def _stages(self) -> Iterator[Stage]:

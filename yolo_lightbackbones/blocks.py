@@ -23,6 +23,10 @@ from yolo_lightbackbones.backbones.conv2former import LAYER_SCALE_FOR_SCRATCH, C
 from yolo_lightbackbones.backbones.edgevit import LGLBlock
 from yolo_lightbackbones.backbones.parcnet import ParCBlock
 from yolo_lightbackbones.backbones.repvit import RepViTBlock
+from yolo_lightbackbones.messages import flow, quoted
+
+MOST_CHANNELS = 8192
+"""Of a row of blocks; more is a mistake, and would ask for more memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(default: int) -> Option:
-    return Option(default, "a whole number, at least 1", lambda value: _is_whole(value) and value >= 1)
+def _whole(default: int, most: int) -> Option:
+    allowed = f"a whole number, at least 1 and at most {most}"
+    return Option(default, allowed, lambda value: _is_whole(value) and 1 <= value <= most)
 
 
-def _odd(default: int) -> Option:
-    return Option(default, "an odd number, at least 1", lambda value: _is_whole(value) and value > 0 and value % 2 == 1)
+def _odd(default: int, most: int) -> Option:
+    allowed = f"an odd number, at least 1 and at most {most}"
+    return Option(default, allowed, lambda value: _is_whole(value) and 1 <= value <= most and value % 2 == 1)
 
 
 def _share(default: float) -> Option:
@@ -117,11 +123,11 @@ class BlockRow(nn.Module):
         """
         for name, value in options.items():
             if name not in cls.options:
-                close = difflib.get_close_matches(str(name), cls.options, n=1)
+                close = difflib.get_close_matches(flow(name), cls.options, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"unknown option {name!r}.{hint} Allowed: {', '.join(cls.options)}.")
+                raise ValueError(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(cls.options)}.")
             if not cls.options[name].accepts(value):
-                raise ValueError(f"{name} is {value!r}; it must be {cls.options[name].allowed}.")
+                raise ValueError(f"{name} is {quoted(value)}; it must be {cls.options[name].allowed}.")
         return {name: option.default for name, option in cls.options.items()} | dict(options)
 
 
@@ -133,7 +139,7 @@ class RepViTBlocks(BlockRow):
 
     options: ClassVar[Mapping[str, Option]] = {
         "squeeze": _switch(True),
-        "mlp_ratio": _whole(2),
+        "mlp_ratio": _whole(2, 64),
         "drop_path": _share(0.0),
     }
 
@@ -151,9 +157,9 @@ class LGLBlocks(BlockRow):
     """
 
     options: ClassVar[Mapping[str, Option]] = {
-        "sr_ratio": _whole(2),
-        "head_dim": _whole(32),
-        "mlp_ratio": _whole(4),
+        "sr_ratio": _whole(2, 1024),
+        "head_dim": _whole(32, MOST_CHANNELS),
+        "mlp_ratio": _whole(4, 64),
         "drop_path": _share(0.0),
     }
 
@@ -172,8 +178,8 @@ class ParCBlocks(BlockRow):
     """
 
     options: ClassVar[Mapping[str, Option]] = {
-        "length": _whole(16),
-        "mlp_ratio": _whole(2),
+        "length": _whole(16, 1024),
+        "mlp_ratio": _whole(2, 64),
         "dropout": _share(0.1),
         "drop_path": _share(0.0),
     }
@@ -199,8 +205,8 @@ class ConvModBlocks(BlockRow):
     """
 
     options: ClassVar[Mapping[str, Option]] = {
-        "kernel_size": _odd(7),
-        "mlp_ratio": _whole(4),
+        "kernel_size": _odd(7, 255),
+        "mlp_ratio": _whole(4, 64),
         "layer_scale": _scale(LAYER_SCALE_FOR_SCRATCH),
         "drop_path": _share(0.0),
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path, PurePath
+
+from yolo_lightbackbones.messages import flow
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -23,14 +26,41 @@ def find_config(name: str | PurePath) -> Path | None:
     path = PurePath(str(name))
     if path.suffix not in {".yaml", ".yml"} or path.is_absolute():
         return None
-    root = config_dir()
+    root = config_dir().resolve()
+    # Compared with what is there, never joined to the folder: `cfg/../../x.yaml` and links do not lead out of it.
+    ours = sorted(found for found in root.rglob("*") if found.is_file() and not found.is_symlink())
     if path.parts[0] == "cfg" and len(path.parts) > 1:
-        path = PurePath(*path.parts[1:])
-        found = root / path
-        return found if found.is_file() else None
+        return next((found for found in ours if found.relative_to(root).parts == path.parts[1:]), None)
     if len(path.parts) > 1:
         return None
-    return next((found for found in sorted(root.rglob("*")) if found.name == path.name), None)
+    return next((found for found in ours if found.name == path.name), None)
+
+
+def explain_missing(name: str | PurePath) -> str | None:
+    """What to say of a model that was found nowhere, where its name has a family of ours in it; None for other names.
+
+    `yolo11n-RepViT.yaml` is spelt differently, `yolo12n_repvit.yaml` has a neck that there is not, and of
+    `yolo11n_repvit.pt` only the YAML is published.
+    """
+    path = PurePath(str(name))
+    if path.suffix.lower() not in {".yaml", ".yml", ".pt"} or len(path.name) > _LONGEST_NAME:
+        return None
+    names = sorted(found.name for found in config_dir().glob("yolo*_*.yaml"))
+    wanted = _letters(path.stem)
+    families = {_letters(PurePath(known).stem.rpartition("_")[2]) for known in names}
+    if not any(family in wanted for family in families):
+        return None
+    spellings = {_letters(PurePath(one).stem): one for known in names for one in (known, *_scaled_names(known))}
+    close = [wanted] if wanted in spellings else difflib.get_close_matches(wanted, spellings, n=3, cutoff=0.7)
+    meant = " or ".join(spellings[one] for one in close)
+    if path.suffix.lower() == ".pt":
+        start = f"take its YAML, {meant}" if meant else f"take one of the YAMLs in {config_dir()}"
+        return (
+            f"There is no file {flow(str(name))}, and no trained model of that name is published: {start}, and put "
+            "published weights of the backbone in with `lightbackbones convert`."
+        )
+    hint = f" Did you mean {meant}?" if meant else ""
+    return f"There is no model YAML {flow(str(name))}.{hint} All {len(names)} are in {config_dir()}."
 
 
 def scaled_name(name: str, letter: str) -> str:
@@ -39,3 +69,15 @@ def scaled_name(name: str, letter: str) -> str:
     A name that does not begin like Ultralytics' own has no place for a letter, and stays as it is.
     """
     return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
+
+
+_LONGEST_NAME = 100
+
+
+def _scaled_names(name: str) -> list[str]:
+    return [scaled_name(name, letter) for letter in "nsmlx"]
+
+
+def _letters(name: str) -> str:
+    """A name without what people write differently: `yolo11n-RepViT` -> `yolo11nrepvit`."""
+    return re.sub(r"[\W_]+", "", name.lower())

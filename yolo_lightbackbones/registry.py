@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from yolo_lightbackbones.backbone import TAPS, Backbone, InitMode, InputNormMode
+from yolo_lightbackbones.messages import listed, quoted
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
 _BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
 """Class names of the families that come with the package; module `backbones.<name in lower case>`."""
+
+_FORMER_NAMES = {"ParCNet": "edgeformer"}
+"""Class name -> what the paper called the family at first."""
 
 _families: dict[str, type[Backbone]] = {}
 _loaded = False
@@ -35,7 +40,8 @@ def register_backbone(cls: BackboneT) -> BackboneT:
         ValueError: if the family or the class name is taken.
     """
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
-        raise TypeError(f"register_backbone takes a subclass of Backbone, not {cls!r}.")
+        given = cls.__name__ if isinstance(cls, type) else quoted(cls)
+        raise TypeError(f"register_backbone takes a subclass of Backbone, not {given}.")
     for attribute in ("family", "variants"):
         if not getattr(cls, attribute, None):
             raise TypeError(f"{cls.__name__} needs the class attribute {attribute!r} to be registered.")
@@ -58,7 +64,7 @@ def list_backbones(family: str | None = None) -> list[str]:
     """
     by_family = {cls.family: cls for cls in families().values()}
     if family is not None and family not in by_family:
-        raise ValueError(f"Unknown family {family!r}.{_hint(family, by_family)} Allowed: {', '.join(by_family)}.")
+        raise ValueError(f"Unknown family {quoted(family)}.{_hint(family, by_family)} Allowed: {', '.join(by_family)}.")
     chosen = by_family.values() if family is None else [by_family[family]]
     return [f"{cls.family}_{variant}" for cls in chosen for variant in cls.variants]
 
@@ -88,11 +94,32 @@ def create_backbone(
             others |= {"normed_taps": normed_taps} if normed_taps else {}
             return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, **others)
     names = list_backbones()
-    raise ValueError(f"Unknown backbone {name!r}.{_hint(wanted, names)} Allowed: {', '.join(names)}.")
+    found, variant = recognise(name, families()) or (None, None)
+    hint = f" Did you mean '{found.family}_{variant}'?" if found and variant else _hint(wanted, names)
+    raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
+
+
+def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[Backbone], str | None] | None:
+    """Family and variant that a name of other projects stands for; None if it is like none.
+
+    `RepViTM0_9` and `RepViT-M0.9` are spelt differently, `edgeformer_s` is ParC-Net's former name, and timm puts the
+    training behind the variant, `repvit_m0_9.dist_450e_in1k`. The variant is None where only the family is named.
+    """
+    words = [word for word in re.split(r"[\W_]+", name[:200].lower()) if word]
+    for count in range(len(words), 0, -1):
+        start = "".join(words[:count])
+        for cls in families.values():
+            for called in (cls.family, cls.__name__.lower(), _FORMER_NAMES.get(cls.__name__, cls.family)):
+                variants = {called.replace("_", "") + variant.replace("_", ""): variant for variant in cls.variants}
+                if start in variants:
+                    return cls, variants[start]
+                if start == called.replace("_", ""):
+                    return cls, None
+    return None
 
 
 def _hint(wanted: str, names: Sequence[str] | dict[str, type[Backbone]]) -> str:
-    close = difflib.get_close_matches(wanted, names, n=1)
+    close = difflib.get_close_matches(wanted[:200], names, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -11,19 +11,28 @@ error here, before anything is built or written.
 
 Rows of blocks, `[-1, 3, RepViTBlock, [256, {mlp_ratio: 4}]]`, are checked and pass as they are, like all others: the
 parser leaves what is in a mapping alone.
+
+A YAML can come from anybody. A few aliases in it stand for millions of values, and a number in it is how often a layer
+is built. `check_bounds` refuses such a model before anything is built of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAP_NORM_MODES, TAPS, Backbone
-from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.blocks import BLOCKS, MOST_CHANNELS, BlockRow
+from yolo_lightbackbones.bounds import LONGEST_TEXT, MOST_VALUES, BoundsError, check_scalar, extent
+from yolo_lightbackbones.messages import flow, listed, quoted
 
 TAP = "Tap"
 INDEX = "Index"
@@ -33,6 +42,16 @@ MODES: Mapping[str, Collection[str]] = {
     "tap_norm": TAP_NORM_MODES,
 }
 OPTIONS = ("drop_path_rate", *MODES)
+_WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
+"""How other projects ask for published weights."""
+
+_MOST_REPEATS = 200
+_LARGEST_FACTOR = 10  # of the depth and the width of a scale
+_NUMBERS = ("nc", "reg_max", "kpt_shape", "ne", "channels", "depth_multiple", "width_multiple")
+"""What Ultralytics reads numbers from besides the rows and `scales`."""
+
+_OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
+"""Blocks called after their family; RepViT's has that name in its paper."""
 
 
 class ConfigError(ValueError):
@@ -64,30 +83,61 @@ class Row:
 
     def error(self, message: str) -> ConfigError:
         row = [self.source, self.repeats, self.module, self.args]
-        return ConfigError(f"{self.where}row {self.number} {_flow(row)}: {message}")
+        return ConfigError(f"{self.where}row {self.number} {flow(row)}: {message}")
 
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
     """Whether a model config has a backbone or a tap. Never raises: a config without one is none of our business."""
-    return any(module == TAP or module in families for module in _modules(config))
+    return any(module == TAP or module in families for module in modules(config))
 
 
 def names_block(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> bool:
     """Whether a model config has a row of blocks. Never raises: a config without one is none of our business."""
-    return any(module in blocks for module in _modules(config))
+    return any(module in blocks for module in modules(config))
 
 
 def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str]) -> None:
     """Say what a module that nobody knows was meant to be, if it is nearly one of ours.
 
     Raises:
-        ConfigError: naming the row and the module that is meant.
+        ConfigError: naming the row and what to write there.
     """
-    if (meant := _meant(module, ours)) is None or module not in _modules(config):
+    if module not in modules(config):
         return
-    for row in _parse_rows(config):
-        if row.module == module:
+    rows = _parse_rows(config)
+    families = {name: cls for name, cls in registry.families().items() if name in ours}
+    for row in rows:
+        if row.module == module and (meant := _meant(row, rows, families, ours)):
             raise UnknownModuleError(str(row.error(meant)))
+
+
+def check_bounds(config: Mapping[str, Any]) -> None:
+    """Refuse a model config that would take memory or time without end; rows of all kinds, ours or not.
+
+    Raises:
+        ConfigError: for aliases that stand for very many values, for values that contain themselves or are nested very
+            deeply, and for numbers and texts in rows that are too large, naming the row or the key.
+    """
+    where, depth = _where(config), max(_factors(config))
+    seen: dict[int, tuple[int, int] | None] = {}
+    total = number = 0
+    for part in ("backbone", "head"):
+        for row in _listed(config.get(part)):
+            try:
+                total += extent(row, seen, check_scalar)[0]
+                _check_repeats(row, depth)
+            except BoundsError as error:
+                raise ConfigError(f"{where}row {number} {flow(row)}: {error}") from None
+            number += 1
+    for key, value in config.items():
+        if key in ("backbone", "head") and isinstance(value, list | tuple):
+            continue
+        try:
+            total += extent(value, seen, check_scalar if key in _NUMBERS else None)[0]
+        except BoundsError as error:
+            raise ConfigError(f"{where}{quoted(key)} is {flow(value)}: {error}") from None
+    if total > MOST_VALUES:
+        raise ConfigError(f"{where}the model has {total:,} values; at most {MOST_VALUES:,} are taken.")
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
@@ -101,11 +151,14 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     Raises:
         ConfigError: naming the row, the value, what is allowed and what to do.
     """
+    check_bounds(config)
     rows = _parse_rows(config)
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
-    variant, options = _backbone_args(backbone, family, config)
-    taps, channels = _offered_taps(family, variant, in_channels)
+    variant, options = _backbone_args(backbone, families, config)
+    if isinstance(in_channels, int) and not 1 <= in_channels <= MOST_CHANNELS:
+        raise backbone.error(f"the image has {quoted(in_channels)} channels; from 1 to {MOST_CHANNELS} are taken.")
+    taps, channels = _offered_taps(backbone, family, variant, in_channels)
 
     positions = {row.number: _tap_position(row, backbone, taps, channels) for row in rows[1:]}
     used = [position for position in positions.values() if position is not None]
@@ -145,6 +198,7 @@ def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]
     Raises:
         ConfigError: naming the row, the value, what is allowed and what to do.
     """
+    check_bounds(config)
     rows = [row for row in _parse_rows(config) if row.module in blocks]
     for row in rows:
         _scale(row, config)
@@ -152,16 +206,21 @@ def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]
     return rows[0]
 
 
+def _where(config: Mapping[str, Any]) -> str:
+    """How messages begin: the file, where the model is from one."""
+    return f"{flow(config['yaml_file'], 400)}, " if config.get("yaml_file") else ""
+
+
 def _parse_rows(config: Mapping[str, Any]) -> list[Row]:
-    where = f"{config['yaml_file']}, " if config.get("yaml_file") else ""
+    where = _where(config)
     for part in ("backbone", "head"):
         if not isinstance(config.get(part), list | tuple):
-            raise ConfigError(f"{where}{part!r} is {_flow(config.get(part))}; it must be a list of rows.")
+            raise ConfigError(f"{where}{part!r} is {flow(config.get(part))}; it must be a list of rows.")
     rows = []
     for number, row in enumerate([*_listed(config.get("backbone")), *_listed(config.get("head"))]):
         well_formed = isinstance(row, list | tuple) and len(row) == 4
         if not well_formed or not isinstance(row[2], str) or not isinstance(row[3], list):
-            raise ConfigError(f"{where}row {number} {_flow(row)}: a row is [from, repeats, module, [arguments]].")
+            raise ConfigError(f"{where}row {number} {flow(row)}: a row is [from, repeats, module, [arguments]].")
         rows.append(Row(where, number, *row))
     return rows
 
@@ -173,22 +232,28 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
             raise row.error(f"{row.module} takes the image, so it must be the first row (row 0) of the model.")
     first = rows[0]
     if first.module not in families:
-        if meant := _meant(first.module, families):
+        if meant := _meant(first, rows, families, families):
             raise first.error(meant)
+        for row in rows:
+            if registry.recognise(row.module, families) and (meant := _meant(row, rows, families, families)):
+                raise row.error(meant)
         tap = next(row for row in rows if row.module == TAP)
         raise tap.error(
             f"Tap takes its input from a backbone, and this model has none. "
             f"Make row 0 one of {', '.join(families)}, for example [-1, 1, EdgeViT, [xxs]]."
         )
     if not _is_whole(first.source) or first.source != -1:
-        raise first.error(f"'from' is {first.source!r}; a backbone takes the image: write -1.")
+        raise first.error(f"'from' is {quoted(first.source)}; a backbone takes the image: write -1.")
     if not _is_whole(first.repeats) or first.repeats != 1:
-        raise first.error(f"repeats is {first.repeats!r}; a backbone cannot be repeated: write 1.")
+        raise first.error(f"repeats is {quoted(first.repeats)}; a backbone cannot be repeated: write 1.")
     return first
 
 
-def _backbone_args(row: Row, family: type[Backbone], config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _backbone_args(
+    row: Row, families: Mapping[str, type[Backbone]], config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """Variant and options of a backbone row: `[variant or {scale letter: variant}, {option: value}]`."""
+    family = families[row.module]
     example = f"[{next(iter(family.variants))}]"
     if not 1 <= len(row.args) <= 2:
         raise row.error(
@@ -206,124 +271,174 @@ def _backbone_args(row: Row, family: type[Backbone], config: Mapping[str, Any]) 
         if scale not in letters:
             if scale is None:
                 raise row.error(
-                    f"the variant depends on the scale letter ({', '.join(letters) or 'none'}), and this model has no "
+                    f"the variant depends on the scale letter ({listed(letters) or 'none'}), and this model has no "
                     f"'scales'. Give one variant, {example}, or add scales."
                 )
             raise row.error(
-                f"no variant for scale {scale!r}. Allowed: {', '.join(letters) or 'none'}. "
-                f"Name the model with one of these letters (as in yolov5{next(iter(letters), 'n')}_...yaml), "
-                f"or add {scale!r} to the mapping."
+                f"no variant for scale {quoted(scale)}. Allowed: {listed(letters) or 'none'}. "
+                f"Name the model with one of these letters (as in yolov5{flow(next(iter(letters), 'n'), 20)}_...yaml), "
+                f"or add {quoted(scale)} to the mapping."
             )
         wanted = letters[scale]
     if not isinstance(wanted, str):
-        raise row.error(f"the variant is {wanted!r}; it must be a name out of {', '.join(family.variants)}.")
+        raise row.error(f"the variant is {quoted(wanted)}; it must be a name out of {', '.join(family.variants)}.")
     try:
         variant = family.resolve_variant(wanted)
     except ValueError as error:
-        raise row.error(str(error)) from None
+        raise row.error(f"{error}{_variant_meant(wanted, family, families)}") from None
     return f"{family.family}_{variant}", _options(row)
+
+
+def _variant_meant(wanted: str, family: type[Backbone], families: Mapping[str, type[Backbone]]) -> str:
+    """What else to say of a variant that the family does not have: nothing, or a sentence after a space."""
+    own = {family.__name__: family}
+    found = registry.recognise(wanted, own) or registry.recognise(f"{family.family}_{wanted}", own)
+    if found is None or found[1] is None:
+        found = registry.recognise(wanted, families)
+        if found is None or found[1] is None or found[0] is family:
+            return ""
+        return f" Write {_example(*found)}."
+    if _letters(wanted) in {_letters(found[1]), _letters(f"{family.family}{found[1]}")}:
+        return f" Write {_example(*found)}."
+    return f" Write {_example(*found)}; published weights come in with `lightbackbones convert`."
 
 
 def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
     """The model's scale letter: Ultralytics takes the first of `scales` where the file name has none."""
-    scales = config.get("scales")
+    scales, scale = config.get("scales"), config.get("scale")
+    if scale is not None and not isinstance(scale, str | int):
+        raise row.error(f"the scale is {flow(scale)}; it must be a letter.")
     if not scales:
-        return config.get("scale") or None
+        return str(scale) if scale else None
     if not isinstance(scales, Mapping) or not all(_is_scale(factors) for factors in scales.values()):
         raise row.error(
-            f"'scales' is {_flow(scales)}; it must map letters to [depth, width, largest number of channels]."
+            f"'scales' is {flow(scales)}; it must map letters to [depth, width, largest number of channels], depth "
+            f"and width above 0 and at most {_LARGEST_FACTOR}."
         )
-    scale = str(config.get("scale") or next(iter(scales)))
-    if scale not in map(str, scales):
-        raise row.error(f"no scale {scale!r} in this model's 'scales'. Allowed: {', '.join(map(str, scales))}.")
-    return scale
+    scale = scale or next(iter(scales))
+    if scale not in scales:
+        raise row.error(f"no scale {quoted(scale)} in this model's 'scales'. Allowed: {listed(scales)}.")
+    return str(scale)
 
 
 def _is_scale(factors: Any) -> bool:
-    return (
-        isinstance(factors, list | tuple)
-        and len(factors) == 3
-        and all(isinstance(factor, int | float) and not isinstance(factor, bool) for factor in factors)
-    )
+    if not isinstance(factors, list | tuple) or len(factors) != 3 or not all(map(_is_number, factors)):
+        return False
+    depth, width, channels = factors
+    return bool(0 < depth <= _LARGEST_FACTOR and 0 < width <= _LARGEST_FACTOR and channels >= 1)
 
 
 def _options(row: Row) -> dict[str, Any]:
     options = row.args[1] if len(row.args) == 2 else {}
     if not isinstance(options, Mapping):
-        raise row.error(f"the second argument is {options!r}; it must be a mapping of options: {', '.join(OPTIONS)}.")
+        raise row.error(
+            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(OPTIONS)}."
+        )
     for name, value in options.items():
         if name not in OPTIONS:
-            raise row.error(f"unknown option {name!r}. Allowed: {', '.join(OPTIONS)}.")
-        if name == "drop_path_rate" and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1
-        ):
-            raise row.error(f"drop_path_rate is {value!r}; it must be a number, at least 0 and below 1.")
+            hint = "" if name not in _WEIGHTS_OPTIONS else " Published weights come in with `lightbackbones convert`."
+            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(OPTIONS)}.")
+        if name == "drop_path_rate" and (not _is_number(value) or not 0 <= value < 1):
+            raise row.error(f"drop_path_rate is {quoted(value)}; it must be a number, at least 0 and below 1.")
         if name in MODES and value not in MODES[name]:
-            raise row.error(f"{name} is {value!r}; it must be one of {', '.join(MODES[name])}.")
+            raise row.error(f"{name} is {quoted(value)}; it must be one of {', '.join(MODES[name])}.")
     return dict(options)
 
 
 def _check_block(row: Row, block: type[BlockRow]) -> None:
     """Check a row `[from, repeats, block, [out channels, {option: value}]]`."""
     if isinstance(row.source, list):
-        raise row.error(f"'from' is {_flow(row.source)}; {row.module} takes one map: put a row Concat between them.")
+        raise row.error(f"'from' is {flow(row.source)}; {row.module} takes one map: put a row Concat between them.")
     earliest = -1 if row.number == 0 else -row.number  # in Ultralytics' count the image is -1 of row 0 alone
     if not _is_whole(row.source) or not earliest <= row.source < row.number:
-        raise row.error(f"'from' is {row.source!r}; it must be the number of an earlier row, or -1 for the one before.")
+        raise row.error(
+            f"'from' is {quoted(row.source)}; it must be the number of an earlier row, or -1 for the one before."
+        )
     if not _is_whole(row.repeats) or row.repeats < 1:
-        raise row.error(f"repeats is {row.repeats!r}; it must be a whole number, at least 1.")
+        raise row.error(f"repeats is {quoted(row.repeats)}; it must be a whole number, at least 1.")
     names = ", ".join(block.options)
     if not 1 <= len(row.args) <= 2:
         raise row.error(
             f"{len(row.args)} arguments; {row.module} takes its output channels and then at most one mapping of "
             f"options ({names}), for example [256] or [256, {{drop_path: 0.1}}]."
         )
-    if not _is_whole(row.args[0]) or row.args[0] < 1:
+    if not _is_whole(row.args[0]) or not 1 <= row.args[0] <= MOST_CHANNELS:
         raise row.error(
-            f"the output channels are {row.args[0]!r}; they must be a whole number, at least 1, before the scaling "
-            f"by width."
+            f"the output channels are {quoted(row.args[0])}; they must be a whole number, at least 1 and at most "
+            f"{MOST_CHANNELS}, before the scaling by width."
         )
     options = row.args[1] if len(row.args) == 2 else {}
     if not isinstance(options, Mapping):
-        raise row.error(f"the second argument is {options!r}; it must be a mapping of options: {names}.")
+        raise row.error(f"the second argument is {quoted(options)}; it must be a mapping of options: {names}.")
     try:
         block.check_options(options)
     except ValueError as error:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """All taps of a variant and their channels, from the backbone itself, built without memory."""
-    with torch.device("meta"):
-        backbone = family(variant, in_channels, TAPS)
-    return backbone.taps, backbone.out_channels
+def _offered_taps(
+    row: Row, family: type[Backbone], variant: str, in_channels: int
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """All taps of a variant and their channels, from the backbone itself, built without memory.
+
+    Building takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is
+    kept for as long as the class and the config of the variant are the same ones.
+    """
+    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant, in_channels)
+    known = _known_taps.get(key)
+    if known is None or known[0] is not config:
+        try:
+            known = (config, *_probe_taps(family, variant, in_channels))
+        except ValueError as error:
+            raise row.error(str(error)) from error
+        _known_taps[key] = known
+    return known[1:]
+
+
+_known_taps: dict[tuple[type[Backbone], str, int], tuple[Any, tuple[str, ...], tuple[int, ...]]] = {}
+
+
+def _probe_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The same, asked of the backbone: all four taps, or as many as a family of somebody else's has."""
+    refused: ValueError | None = None
+    for count in range(len(TAPS), 0, -1):
+        for taps in itertools.combinations(TAPS, count):
+            try:
+                with torch.device("meta"):
+                    backbone = family(variant, in_channels, taps)
+            except ValueError as error:
+                refused = refused or error
+            else:
+                return backbone.taps, backbone.out_channels
+    assert refused is not None
+    raise refused
 
 
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:
     """Which of the backbone's outputs a row takes; None for a row that takes none."""
     takes_backbone = backbone.number in row.sources
     if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not _is_whole(row.source):
-        raise row.error(f"'from' is {_flow(row.source)}; write {backbone.number}.")
+        raise row.error(f"'from' is {flow(row.source)}; write {backbone.number}.")
     if row.module == TAP:
         if row.sources != [backbone.number]:
             raise row.error(
-                f"Tap takes its input from row {row.source!r}, which is not a backbone. "
-                f"Write [{backbone.number}, 1, Tap, {_flow(row.args)}]."
+                f"Tap takes its input from row {quoted(row.source)}, which is not a backbone. "
+                f"Write [{backbone.number}, 1, Tap, {flow(row.args)}]."
             )
         if not _is_whole(row.repeats) or row.repeats != 1:
-            raise row.error(f"repeats is {row.repeats!r}; a tap cannot be repeated: write 1.")
+            raise row.error(f"repeats is {quoted(row.repeats)}; a tap cannot be repeated: write 1.")
         if len(row.args) != 1 or row.args[0] not in taps:
-            given = _flow(row.args[0]) if len(row.args) == 1 else _flow(row.args)
+            given = flow(row.args[0] if len(row.args) == 1 else row.args)
             raise row.error(f"{backbone.module} has no tap {given}. Allowed, one of: {', '.join(taps)}.")
         return taps.index(row.args[0])
     if not takes_backbone:
         return None
     if row.module != INDEX or row.sources != [backbone.number]:
-        if meant := _meant(row.module, [TAP]):
+        if meant := _spelt(row.module, [TAP]):
             raise row.error(meant)
         raise row.error(
-            f"{row.module} takes its input from the backbone (row {backbone.number}), which gives a list of maps. "
-            f"Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
+            f"{flow(row.module, 80)} takes its input from the backbone (row {backbone.number}), which gives a list of "
+            f"maps. Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
         )
     return _index_position(row, taps, channels)
 
@@ -331,30 +446,106 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
 def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int:
     """Check an `Index` row on the backbone: Ultralytics trusts its channel number, we know it."""
     if not _is_whole(row.repeats) or row.repeats != 1:
-        raise row.error(f"repeats is {row.repeats!r}; an index cannot be repeated: write 1.")
-    written, position = (*row.args, 0)[:2] if row.args else (None, 0)
-    if isinstance(position, bool) or not isinstance(position, int) or not -len(taps) <= position < len(taps):
-        raise row.error(f"index {position!r} is out of range; the backbone gives {len(taps)} maps: {', '.join(taps)}.")
-    position %= len(taps)
+        raise row.error(f"repeats is {quoted(row.repeats)}; an index cannot be repeated: write 1.")
+    if not 1 <= len(row.args) <= 2:
+        raise row.error(f"{len(row.args)} arguments; an Index takes a channel number and an index, as in [64, 1].")
+    written, position = row.args[0], row.args[1] if len(row.args) == 2 else 0
+    if not _is_whole(position) or not -len(taps) <= position < len(taps):
+        raise row.error(
+            f"index {quoted(position)} is out of range; the backbone gives {len(taps)} maps: {', '.join(taps)}."
+        )
+    position = int(position) % len(taps)
     if written != channels[position]:
         raise row.error(
-            f"the channel number is {written!r}, but {taps[position]} has {channels[position]}. "
+            f"the channel number is {quoted(written)}, but {taps[position]} has {channels[position]}. "
             f"Write {channels[position]}, or [{row.source}, 1, Tap, [{taps[position]}]], which needs no number."
         )
     return position
 
 
-def _modules(config: Mapping[str, Any]) -> list[str]:
+def modules(config: Mapping[str, Any]) -> list[str]:
     """What the rows of a model config call their modules, as far as they are rows."""
     rows = [row for part in ("backbone", "head") for row in _listed(config.get(part))]
     return [row[2] for row in rows if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str)]
 
 
-def _meant(module: str, ours: Collection[str]) -> str | None:
-    """What to say of a module that is called nearly like one of ours."""
+def _meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]], ours: Collection[str]) -> str | None:
+    """What to write where a module that nobody knows is called like one of ours, or as other projects call it."""
+    taps = any(other.module == TAP for other in rows)
+    block = _block_meant(row.module, families)
+    if block is not None:
+        source = row.source if _is_whole(row.source) else -1
+        repeats = row.repeats if _is_whole(row.repeats) else 1
+        channels = next((value for value in row.args if _is_whole(value)), 256)
+        backbone = f", or for the taps a backbone: {_example(next(iter(families.values())))}"
+        return (
+            f"unknown module {quoted(row.module)}. Did you mean {block!r}? "
+            f"Write [{source}, {repeats}, {block}, [{channels}]]{backbone if taps and families else ''}."
+        )
+    found = registry.recognise(row.module, families)
+    close = _spelt(row.module, ours)
+    if found is None:
+        return close
+    start = close if close and found[1] is None else f"unknown module {quoted(row.module)}."
+    behind = "" if taps else ", and rows such as [0, 1, Tap, [P5]] behind it"
+    return f"{start} Write row 0 as {_example(*found, row.args)}{behind}."
+
+
+def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | None:
+    letters = _letters(module)
+    if letters in map(_letters, families):
+        return None
+    names = _OTHER_BLOCKS | {_letters(name).removesuffix("block") + end: name for name in BLOCKS for end in _ENDINGS}
+    return names.get(letters)
+
+
+_ENDINGS = ("", "block", "blocks")
+
+
+def _example(family: type[Backbone], variant: str | None = None, args: Sequence[Any] = ()) -> str:
+    """A backbone row as it should be; its variant from the row at hand where that has one."""
+    first: Any = variant or next(iter(family.variants))
+    if variant is None and args:
+        with contextlib.suppress(ValueError):
+            first = args[0] if isinstance(args[0], Mapping) else family.resolve_variant(str(args[0]))
+    return f"[-1, 1, {family.__name__}, [{flow(first)}]]"
+
+
+def _spelt(module: str, ours: Collection[str]) -> str | None:
+    """What to say of a module that is spelt nearly like one of ours."""
     by_letters = {name.lower(): name for name in ours}
-    close = difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8)
-    return f"unknown module {module!r}. Did you mean {by_letters[close[0]]!r}?" if close else None
+    close = (
+        difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8) if len(module) <= LONGEST_TEXT else []
+    )
+    return f"unknown module {quoted(module)}. Did you mean {by_letters[close[0]]!r}?" if close else None
+
+
+def _letters(name: str) -> str:
+    """A name without what people write differently: `RepViT-M0.9` -> `repvitm09`."""
+    return re.sub(r"[\W_]+", "", name[:LONGEST_TEXT].lower())
+
+
+def _check_repeats(row: Any, depth: float) -> None:
+    """Refuse what Ultralytics would build without end: it rounds the repeats of a row times the depth."""
+    repeats = row[1] if isinstance(row, list | tuple) and len(row) > 1 else 1
+    if _is_number(repeats) and repeats > 1 and repeats * depth > _MOST_REPEATS:
+        times = f" times a depth of {quoted(depth)}" if depth != 1 else ""
+        raise BoundsError(f"repeats is {quoted(repeats)}{times}; at most {_MOST_REPEATS:,} are built.")
+
+
+def _factors(config: Mapping[str, Any]) -> list[float]:
+    """All depths that a model may be built at, 1 among them."""
+    scales = config.get("scales")
+    factors = (
+        [value[0] for value in scales.values() if isinstance(value, list | tuple) and value]
+        if (isinstance(scales, Mapping))
+        else []
+    )
+    return [1, *(value for value in (*factors, config.get("depth_multiple")) if _is_number(value) and value > 1)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: Any) -> bool:
@@ -363,12 +554,3 @@ def _is_whole(value: Any) -> bool:
 
 def _listed(rows: Any) -> list[Any]:
     return list(rows) if isinstance(rows, list | tuple) else []
-
-
-def _flow(value: Any) -> str:
-    """A value as a YAML user writes it: no quotes around words."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_flow, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {_flow(v)}' for k, v in value.items())}}}"
-    return str(value)

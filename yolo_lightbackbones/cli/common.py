@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from yolo_lightbackbones.messages import printable
+from yolo_lightbackbones.messages import printable, quoted
 
 IMAGE_SIZE_HELP = "Side of the image in pixels, or height,width."
 
@@ -67,7 +67,7 @@ def image_size(text: str) -> tuple[int, int]:
         UserError: for anything else.
     """
     if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4})?", text.strip()):
-        raise UserError(f"The image size is {text!r}; write one number of pixels, 640, or height,width: 480,640.")
+        raise UserError(f"The image size is {quoted(text)}; write one number of pixels, 640, or height,width: 480,640.")
     height, _, width = text.strip().partition(",")
     return int(height), int(width or height)
 

@@ -7,12 +7,14 @@ import difflib
 import logging
 import sys
 import tempfile
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolo_lightbackbones.cli import untrusted
 from yolo_lightbackbones.cli.common import UserError
-from yolo_lightbackbones.messages import flow, listed, printable
+from yolo_lightbackbones.messages import flow, listed, printable, quoted
 
 MODELS = {
     "detect": "DetectionModel",
@@ -59,33 +61,38 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     Where neither the name nor `scale` says which, there is no guess unless there is one scale alone, or `assume_first`
     takes the first, as Ultralytics does when it builds a model.
     """
-    import yaml
-    from ultralytics.nn.tasks import guess_model_scale, yaml_model_load
+    from ultralytics.nn.tasks import guess_model_scale
 
     from yolo_lightbackbones import configs, plugin
 
     if Path(model).suffix not in {".yaml", ".yml"}:
         raise UserError(
-            f"The model is {model}; give a model YAML, one of ours ({our_yamls(model)}) or a file of yours."
+            configs.explain_missing(model)
+            or f"The model is {model}; give a model YAML, one of ours ({our_yamls(model)}) or a file of yours."
         )
+    if "://" in model or model.startswith("ul:"):
+        raise UserError(f"{model} is an address, and nothing is downloaded here. Give a file.")
     plugin.register()  # where autoload is off
     # `yolov5n_repvit.yaml` names the file `yolov5_repvit.yaml` at scale n; Ultralytics' loader knows that.
     path = Path(model)
     found = path if path.is_file() else configs.find_config(model)
     try:
-        config: dict[str, Any] = yaml_model_load(str(found or model))
+        config = _load(str(found or model))
     except FileNotFoundError as error:
-        raise UserError(f"There is no model YAML {model}. Give a path, or one of ours, {our_yamls(model)}.") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{model} is not a YAML file: {where}") from error
-    if not isinstance(config, dict) or "backbone" not in config:
+        raise UserError(
+            configs.explain_missing(model)
+            or f"There is no model YAML {model}. Give a path, or one of ours, {our_yamls(model)}."
+        ) from error
+    except (TypeError, AttributeError) as error:  # Ultralytics, of a list or a single value
+        raise UserError(f"{model} is not a model YAML: it is no mapping.") from error
+    if "backbone" not in config:
         raise UserError(f"{model} is not a model YAML: it has no backbone.")
+    untrusted.check_model(config, model)
     scales = config.get("scales")
     if scale is not None:
         if not isinstance(scales, Mapping) or scale not in scales:
-            allowed = ", ".join(map(str, scales)) if isinstance(scales, Mapping) else "none"
-            raise UserError(f"{model} has no scale {scale!r}. Allowed: {allowed}.")
+            allowed = listed(scales) if isinstance(scales, Mapping) else "none"
+            raise UserError(f"{model} has no scale {quoted(scale)}. Allowed: {allowed}.")
         config["scale"] = scale
     elif isinstance(scales, Mapping) and config.get("scale") not in scales:
         letter = guess_model_scale(model)
@@ -93,7 +100,32 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
             config["scale"] = next(iter(scales))
             return config
         seen = f"{model} asks for scale {letter!r}, but it has" if letter else f"{model} has"
-        raise UserError(f"{seen} the scales {', '.join(map(str, scales))}. Choose one with --scale.")
+        raise UserError(f"{seen} the scales {listed(scales)}. Choose one with --scale.")
+    return config
+
+
+def _load(path: str) -> dict[str, Any]:
+    """A model YAML by Ultralytics' own loader, which knows best which file a name means; the file is checked first.
+
+    The loader is called with global names of its own, in which reading a YAML file begins with the check.
+    """
+    from ultralytics.nn.tasks import yaml_model_load
+    from ultralytics.utils import YAML
+
+    class Checked:
+        @staticmethod
+        def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+            untrusted.check_file(Path(file))
+            return YAML.load(file, *args, **kwargs)
+
+    if not isinstance(yaml_model_load, types.FunctionType) or "YAML" not in yaml_model_load.__code__.co_names:
+        raise UserError(
+            "Model YAMLs cannot be read safely with this Ultralytics: its yaml_model_load is not the one that this "
+            "plugin knows, or another package has replaced it. See: lightbackbones doctor"
+        )
+    names = {**yaml_model_load.__globals__, "YAML": Checked}
+    own = types.FunctionType(yaml_model_load.__code__, names, "yaml_model_load", yaml_model_load.__defaults__)
+    config: dict[str, Any] = own(path)
     return config
 
 
@@ -110,7 +142,7 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.rows import ConfigError
+    from yolo_lightbackbones import rows
 
     task = tasks.guess_model_task(config)
     name = MODELS.get(task)
@@ -123,12 +155,15 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
         )
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
-    except ConfigError:
+    except rows.ConfigError:
         raise
     except KeyError as error:  # what Ultralytics' parser makes of a module that it does not know
-        raise UserError(
-            f"{model} names a module that neither Ultralytics nor this plugin has: {error.args[0]}"
-        ) from error
+        unknown = error.args[0] if error.args else ""
+        if unknown in rows.modules(config):
+            said = f"{model} names a module that neither Ultralytics nor this plugin has: {flow(unknown, 80)}"
+        else:
+            said = f"Ultralytics cannot build {model}: it lacks {quoted(unknown)}"
+        raise UserError(said) from error
     except (
         TypeError,
         ValueError,
@@ -138,8 +173,9 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
         AssertionError,
         ArithmeticError,
         RuntimeError,
+        MemoryError,
     ) as error:
-        raise UserError(f"Ultralytics cannot build {model}: {error}") from error
+        raise UserError(f"Ultralytics cannot build {model}: {untrusted.shortened(error)}") from error
     net.task = task
     return net
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from yolo_lightbackbones.cli import completion, models
 from yolo_lightbackbones.cli.common import UserError, check_new_file, errors_for_users, print_json
-from yolo_lightbackbones.writing import written_whole
+from yolo_lightbackbones.messages import listed, quoted
+from yolo_lightbackbones.writing import write_text
 
 
 def new(
@@ -61,8 +62,7 @@ def new(
         text = model_yaml.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
         with models.quiet_ultralytics():
             letter, parameters, strides = _build(text, output)
-        with written_whole(output) as file:
-            file.write_text(text, encoding="utf-8")
+        write_text(output, text)
     if as_json:
         print_json({"file": str(output), "scale": letter, "parameters": parameters, "strides": strides})
         return
@@ -78,7 +78,9 @@ def _check_name(output: Path) -> None:
     if output.suffix not in {".yaml", ".yml"}:  # in small letters, by which Ultralytics knows a model YAML
         raise UserError(f"The output is {output}; its suffix must be one of .yaml, .yml.")
     if not output.name.isprintable():
-        raise UserError(f"The output's name {output.name!r} has characters that cannot be printed. Choose another.")
+        raise UserError(
+            f"The output's name {quoted(output.name)} has characters that cannot be printed. Choose another."
+        )
     if re.fullmatch(r"yolov[58][nsmlx]6", output.stem):
         raise UserError(f"Ultralytics reads {output.name} as {output.stem[:-1]}-p6.yaml. Choose another name.")
 
@@ -95,7 +97,7 @@ def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
     letter = guess_model_scale(output) or next(iter(config["scales"]))
     if letter not in config["scales"]:
         raise UserError(
-            f"The name {output.name} asks for scale {letter!r}, and the model has {', '.join(config['scales'])}. "
+            f"The name {output.name} asks for scale {letter!r}, and the model has {listed(config['scales'])}. "
             "Rename it, or choose another backbone or --scale."
         )
     config |= {"scale": letter, "yaml_file": str(output)}

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yolo_lightbackbones import configs
 from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.cli.common import UserError, check_image_size
+from yolo_lightbackbones.messages import quoted
 
 if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
     from yolo_lightbackbones.backbone import Backbone
     from yolo_lightbackbones.cost import Costs
 
 HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
+
+MOST_CHANNELS = 1024
+"""Of an image; sensors have a few hundred bands."""
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 
@@ -85,14 +90,16 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.exists():
         return _file(path, empty)
     if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
-        raise UserError(f"There is no file {text}.")
+        raise UserError(configs.explain_missing(path) or f"There is no file {text}.")
     return _variant(text, empty)
 
 
 def _channels(config: dict[str, Any], text: str) -> int:
     channels = config.get("channels") or 3
-    if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-        raise UserError(f"{text}: channels is {channels!r}; it must be a whole number above 0.")
+    if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(
+            f"{text}: channels is {quoted(channels)}; it must be a whole number above 0 and at most {MOST_CHANNELS}."
+        )
     return channels
 
 

@@ -1,0 +1,186 @@
+"""Model YAMLs of strangers: what Ultralytics would run, fetch or never come back from is refused before it sees it.
+
+While it builds a model from a YAML, Ultralytics evaluates `activation` as Python, calls whatever its module
+`ultralytics.nn.tasks` has under the name in a row, which may be a function that installs packages or unpickles a file,
+and loads torchvision's weights for rows of `TorchVision`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from yolo_lightbackbones.cli.common import UserError
+from yolo_lightbackbones.messages import flow, printable, quoted
+
+LARGEST_FILE = 1_000_000
+"""Bytes; the bundled YAMLs have under 5,000."""
+
+_MOST_PARAMETERS = 100_000  # of an activation; PReLU has one per channel
+_PLACES = ("torch.nn.modules.", "torchvision.ops.", "ultralytics.nn.modules.")
+"""Where the layers are that a row may name, besides ours."""
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that is no YAML, or that would take memory or time without end.
+
+    Raises:
+        UserError: for anything but a YAML of up to `LARGEST_FILE` bytes with values that are within bounds.
+    """
+    import yaml
+
+    from yolo_lightbackbones import bounds
+
+    if not path.is_file():
+        raise UserError(f"{path} is no file.")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes; a model YAML has a few thousand.")
+    misread = (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+    text = content.decode(errors="ignore")  # as Ultralytics reads it
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _check_nesting(yaml.parse(text, Loader=loader), bounds.DEEPEST)
+        # Nodes have no merged keys yet (`<<: *a`), which aliases multiply as well.
+        bounds.extent(yaml.compose(text, Loader=loader), {}, inside=_inside)
+        yaml.load(text, Loader=loader)  # a loader of plain values
+    except bounds.BoundsError as error:
+        raise UserError(f"{path} is not taken: {error}") from None
+    except misread as error:  # `!!timestamp x` is an AttributeError of PyYAML, `!!bool x` a KeyError
+        raise UserError(f"{path} is not a YAML file: {shortened(error)}") from error
+
+
+def _check_nesting(events: Iterable[Any], deepest: int) -> None:
+    """Before anything recursive meets the file."""
+    from yolo_lightbackbones.bounds import BoundsError
+
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent")
+        depth -= kind.endswith("EndEvent")
+        if depth > deepest + 2:  # the stream and the document
+            raise BoundsError(f"it is nested deeper than {deepest} levels. Write it flat.")
+
+
+def _inside(node: Any) -> Iterable[Any] | None:
+    """The nodes in a node of a YAML."""
+    if isinstance(getattr(node, "value", None), list):
+        return [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+    return None
+
+
+def check_model(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model config whose building would run code, reach the network, or not end.
+
+    Raises:
+        UserError: for an activation that is more than a layer of torch.nn, and for modules that are no layers.
+        ConfigError: for values that are out of bounds.
+    """
+    from yolo_lightbackbones import rows
+
+    rows.check_bounds(config)
+    check_activation(config.get("activation"), name)
+    number = 0
+    for part in ("backbone", "head"):
+        listed = config.get(part)
+        for row in listed if isinstance(listed, list | tuple) else []:
+            if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str):
+                _check_module(row[2], f"{name}, row {number} {flow(row)}")
+            number += 1
+
+
+def check_activation(activation: Any, name: str) -> None:
+    """Refuse what is not a call such as `nn.SiLU()` or `torch.nn.LeakyReLU(0.1)`: Ultralytics evaluates it as Python.
+
+    Raises:
+        UserError: saying what may be written.
+    """
+    if not activation:
+        return
+    if not isinstance(activation, str) or not _is_activation(activation):
+        raise UserError(
+            f"{name}: activation is {quoted(activation)}, which Ultralytics would run as Python. Write an activation "
+            "of torch.nn, with plain values if it takes any, such as nn.SiLU() or torch.nn.LeakyReLU(0.1)."
+        )
+
+
+def _is_activation(text: str) -> bool:
+    from torch import nn
+
+    if len(text) > 100 or not text.isascii() or not text.isprintable():
+        return False
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+        return False
+    if ast.unparse(call.func.value) not in {"nn", "torch.nn"}:
+        return False
+    cls = getattr(nn, call.func.attr, None)
+    if not isinstance(cls, type) or (cls.__module__ != "torch.nn.modules.activation" and cls is not nn.Identity):
+        return False
+    values = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return cls is not nn.MultiheadAttention and all(map(_is_plain, values)) and _can_be_made(cls, call)
+
+
+def _is_plain(value: ast.expr) -> bool:
+    """A number, a truth value, None, or a text such as GELU's `"tanh"`."""
+    if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub):
+        value = value.operand
+    return isinstance(value, ast.Constant) and isinstance(value.value, int | float | str | None)
+
+
+def _can_be_made(cls: type[Any], call: ast.Call) -> bool:
+    """Whether the layer takes these values; tried without memory, as PReLU has as many parameters as it is told."""
+    import torch
+
+    try:
+        arguments = [ast.literal_eval(value) for value in call.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        with torch.device("meta"):
+            layer = cls(*arguments, **named)
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        return False
+    return sum(int(parameter.numel()) for parameter in layer.parameters()) < _MOST_PARAMETERS
+
+
+def _check_module(module: str, where: str) -> None:
+    import torch
+    from ultralytics.nn import tasks
+
+    from yolo_lightbackbones import registry
+
+    if module in registry.families():
+        return
+    if module.startswith("nn."):
+        found = getattr(torch.nn, module[3:], None)
+    elif module.startswith("torchvision.ops."):
+        found = getattr(importlib.import_module("torchvision.ops"), module[16:], None)
+    else:
+        found = vars(tasks).get(module)
+    if found is None:  # whoever builds the model says so
+        return
+    if module == "TorchVision":
+        raise UserError(
+            f"{where}: TorchVision downloads weights while the model is built. Train such a model with `yolo`, or give "
+            "a YAML without this row."
+        )
+    place = getattr(found, "__module__", None) or ""
+    is_layer = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    if not is_layer or not place.startswith(_PLACES):
+        raise UserError(
+            f"{where}: {flow(module, 80)} is no layer of Ultralytics, torch.nn or this plugin, and a row that names it "
+            "would run it. Give a YAML whose rows name layers."
+        )
+
+
+def shortened(error: BaseException) -> str:
+    """What another library says, in one line and within bounds."""
+    text = " ".join(str(error)[:2000].split())
+    return flow(printable(text), 400)
