@@ -1,17 +1,25 @@
 """What an export of our modules needs besides Ultralytics' own exporter, which this module does not know.
 
-An export is all or nothing: a failed one leaves no file behind that looks like a finished one.
+An export is all or nothing: a failed one leaves the folder as it was, and no export installs packages unasked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, writing
 
 ANY_SIZE_FORMATS = ("torchscript", "onnx", "openvino", "engine")
 """Formats that `dynamic=True` was tested in, and TensorRT, whose engines are made from the ONNX file."""
@@ -32,12 +40,13 @@ _EXTRAS = {
 }
 """Format -> the extra of this package that installs what it needs."""
 
-_ENDINGS = (
-    *(".torchscript", ".onnx", ".engine", ".mlpackage", ".mlmodel", ".aimodel", ".pb", ".tflite", ".mnn", ".om"),
-    *("_openvino_model", "_saved_model", "_paddle_model", "_ncnn_model", "_rknn_model", "_executorch_model"),
-    *("_imx_model", "_axelera_model", "_deepx_model", "_hailo_model", "_ascend_model", "_xilinx_model"),
-)
-"""Of the names of what Ultralytics' exporter writes beside a checkpoint."""
+_STAGING = ".lightbackbones-export-"
+"""How the folders that exports work in begin."""
+
+_MINUTE, _DAY = 60, 24 * 60 * 60  # seconds
+
+_STARTED_EMPTY = ("_saved_model", "_axelera_model", "_hailo_model", "_xilinx_model")
+"""Folders that Ultralytics empties first; into other folders of models it writes beside what is there."""
 
 
 def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
@@ -54,23 +63,136 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
 
 
 @contextlib.contextmanager
-def all_or_nothing(checkpoint: Path, format: str) -> Iterator[None]:
-    """Whatever is exported from `checkpoint` inside this block is removed again when the block fails.
+def no_hidden_installs() -> Iterator[None]:
+    """Inside this block, MNN's converter neither runs `pip install` nor contacts its makers' server.
 
-    Raises:
-        ModuleNotFoundError: where the block does, with the way to install what is missing.
+    It does the first when it is imported without the package `aliyun-log-python-sdk`, which brings an older protobuf
+    along that the installed onnx may not work with, and the second when it is imported with it. Both are in one module
+    that keeps statistics and that conversion does not need.
     """
-    before = _artifacts(checkpoint)
+    name = "MNN.tools.utils.log"
+    before = sys.modules.get(name)
+    stand_in = types.ModuleType(name)
+    stand_in.mnn_logger = None  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
     try:
         yield
-    except BaseException as error:  # an interruption as well
-        for path, state in _artifacts(checkpoint).items():
-            if before.get(path) != state:
-                path.unlink(missing_ok=True)
-        _remove_empty_folders(checkpoint)
-        if isinstance(error, ModuleNotFoundError):
-            raise ModuleNotFoundError(_how_to_install(format, error), name=error.name) from error
-        raise
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+class Staging:
+    """A hidden folder beside a checkpoint that an export writes to. Its files take their places once all are there.
+
+    So an export that fails or is killed leaves every older file as it was, and exports of one checkpoint to several
+    formats at the same time do not write to each other's files, not even to the ONNX file that many of them start with.
+
+    Args:
+        checkpoint: the exported file; results go to its folder.
+        format: Ultralytics' name of the format.
+    """
+
+    def __init__(self, checkpoint: Path, format: str) -> None:
+        self._target = checkpoint.parent
+        self._format = format
+        self._folder = self._target / f"{_STAGING}{secrets.token_hex(8)}"
+        self._new, self._old = self._folder / "new", self._folder / "old"
+        self._lock: int | None = None
+        # Ultralytics names folders by replacing the suffix wherever the path contains it: this one occurs once.
+        self.file = self._new / f"{checkpoint.stem}.{secrets.token_hex(8)}"
+        """Stands for the checkpoint while the export works out the names of its files."""
+
+    @contextlib.contextmanager
+    def step(self, *, last: bool) -> Iterator[None]:
+        """One step of the export. After the last one its files take their places; a failed one discards them.
+
+        Raises:
+            ModuleNotFoundError: if the step does, with the way to install what is missing.
+            Exception: whatever the step raises. Its message names files by where they would have been.
+        """
+        try:
+            self._open()
+            yield
+            if last:
+                self._publish()
+        except BaseException as error:  # an interruption as well
+            self._explain(error)
+            self._close()
+            if isinstance(error, ModuleNotFoundError):
+                raise ModuleNotFoundError(_how_to_install(self._format, error), name=error.name) from error
+            raise
+        if last:
+            self._close()
+
+    def in_place(self, text: str) -> str:
+        """`text` with paths of files in the folder as they are once the files have taken their places."""
+        return re.sub(rf"{re.escape(self._folder.name)}([/\\]+{self._new.name})?([/\\]+|$)", "", text)
+
+    def _open(self) -> None:
+        if not self._folder.exists():
+            _sweep(self._target)
+            self._folder.mkdir()
+            self._lock = _lock(self._folder)
+            self._new.mkdir()
+            self._old.mkdir()
+
+    def _close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _publish(self) -> None:
+        _refuse_truncated(self._new)
+        names = sorted(path.name for path in self._new.iterdir())
+        for file in self._new.rglob("*.py"):  # NCNN's and Paddle's name the files that they load
+            text = file.read_bytes().decode(errors="surrogateescape")
+            file.write_bytes(self.in_place(text).encode(errors="surrogateescape"))
+        for name in names:
+            if name.endswith("_model") and not name.endswith(_STARTED_EMPTY):
+                _add_missing(self._target / name, self._new / name)
+        begun = []
+        with _locked(self._target):
+            try:
+                for name in names:
+                    begun.append(name)
+                    self._place(name)
+            except BaseException:
+                for name in reversed(begun):
+                    self._take_back(name)
+                raise
+
+    def _place(self, name: str) -> None:
+        new, target, old = self._new / name, self._target / name, self._old / name
+        if os.path.lexists(target):
+            if new.is_dir() or target.is_dir():
+                target.rename(old)
+            else:  # linked, so that there is a file of that name at any time
+                try:
+                    os.link(target, old, follow_symlinks=False)
+                except OSError:  # not on this file system
+                    target.rename(old)
+        new.replace(target)
+
+    def _take_back(self, name: str) -> None:
+        new, target, old = self._new / name, self._target / name, self._old / name
+        if not os.path.lexists(new):
+            target.rename(new)
+        if os.path.lexists(old):
+            old.replace(target)
+
+    def _explain(self, error: BaseException) -> None:
+        """Let the error name a file that the user knows."""
+        if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error.filename, str):
+                error.filename = self.in_place(error.filename) or "."
+            elif error.filename is None and error.errno in writing.CANNOT_WRITE:
+                files = [path for path in self._new.rglob("*") if path.is_file()]
+                latest = max(files, key=lambda path: path.stat().st_mtime_ns, default=self._target)
+                error.filename = self.in_place(str(latest))
+        error.args = tuple(self.in_place(value) if isinstance(value, str) else value for value in error.args)
 
 
 def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
@@ -91,30 +213,112 @@ def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
     return (shares * bins.view(1, 1, -1, 1)).sum(2)
 
 
-def _artifacts(checkpoint: Path) -> dict[Path, tuple[int, int]]:
-    """Every file that an export of this checkpoint may have written, with what changes when it is written again."""
-    files: dict[Path, tuple[int, int]] = {}
-    for path in _exports(checkpoint):
-        for file in path.rglob("*") if path.is_dir() else [path]:
-            if file.is_file():
-                stat = file.stat()
-                files[file] = stat.st_mtime_ns, stat.st_size
-    return files
+def _refuse_truncated(folder: Path) -> None:
+    """Read back what was written by MNN and by pnnx, which do not notice that a disk is full.
+
+    Raises:
+        OSError: if a file is cut off.
+    """
+    broken = []
+    if mnn := sys.modules.get("MNN"):
+        for file in folder.glob("*.mnn"):
+            try:
+                mnn.Interpreter(str(file))
+            except Exception:  # of no class of its own
+                broken.append(file)
+    if ncnn := sys.modules.get("ncnn"):
+        for file in folder.glob("*_ncnn_model/*.ncnn.param"):
+            net = ncnn.Net()
+            net.opt.num_threads, net.opt.use_winograd_convolution = 1, False  # loading transforms weights otherwise
+            weights = file.with_suffix(".bin")
+            if net.load_param(str(file)) or net.load_model(str(weights)):
+                broken.append(weights)
+    if broken:
+        raise OSError(errno.EIO, "what was written cannot be read back (is the disk full?)", str(broken[0]))
 
 
-def _exports(checkpoint: Path) -> list[Path]:
-    name = checkpoint.stem
-    beside = [path for path in checkpoint.parent.iterdir() if path.name.startswith((f"{name}.", f"{name}_"))]
-    return [path for path in beside if path.name.endswith(_ENDINGS)]
+def _add_missing(source: Path, folder: Path) -> None:
+    """Add to `folder` what only `source` has: files of exports for other devices, or of the user."""
+    if not (source.is_dir() and folder.is_dir()):
+        return
+
+    def there(within: str, names: list[str]) -> list[str]:
+        counterpart = folder / Path(within).relative_to(source)
+        both = [name for name in names if os.path.lexists(counterpart / name)]
+        return [name for name in both if not ((counterpart / name).is_dir() and _is_folder(Path(within, name)))]
+
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new)
+        except OSError:  # not on this file system
+            shutil.copy2(old, new)
+
+    shutil.copytree(source, folder, symlinks=True, ignore=there, copy_function=link, dirs_exist_ok=True)
 
 
-def _remove_empty_folders(checkpoint: Path) -> None:
-    for path in _exports(checkpoint):
-        if path.is_dir():
-            folders = [folder for folder in path.rglob("*") if folder.is_dir()]
-            for folder in [*sorted(folders, reverse=True), path]:  # the innermost first
-                with contextlib.suppress(OSError):  # it is not empty
-                    folder.rmdir()
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
+    """Descriptor that locks the folder until it is closed or the process ends; None if the system has no such locks.
+
+    Raises:
+        BlockingIOError: if another process has locked it, and `wait` is false.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Exports that end at the same time put their files into the folder one after the other."""
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed exports have left in this folder, and put back what they had moved away."""
+    with _locked(target):
+        for folder in target.glob(f"{_STAGING}*"):
+            with contextlib.suppress(OSError):
+                _clear(folder, target)
+
+
+def _clear(folder: Path, target: Path) -> None:
+    """The same for one folder.
+
+    Raises:
+        OSError: if another export is at work in it.
+    """
+    age = time.time() - folder.lstat().st_mtime
+    if not _is_folder(folder) or age < _MINUTE:  # its owner may not have locked it yet
+        return
+    lock = _lock(folder)
+    try:
+        if lock is not None or age > _DAY:
+            for old in folder.glob("old/*"):
+                if not os.path.lexists(target / old.name):
+                    old.rename(target / old.name)
+            shutil.rmtree(folder)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _how_to_install(format: str, error: ModuleNotFoundError) -> str:

@@ -8,7 +8,7 @@ Five seams, each the smallest there is, each checked for before it is touched:
 3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
 4. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
    `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would spoil
-   is kept out of it, and what a failed export has written is removed.
+   is kept out of it, and the files of the export take their places once it has succeeded.
 5. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with modules of ours are counted at its image
    size. Ultralytics counts them on a few pixels and extrapolates, which circular convolutions do not follow.
 
@@ -21,6 +21,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import logging
 import re
 import sys
 import threading
@@ -247,9 +248,7 @@ def _on_export_start(exporter: Any) -> None:
     fusion.record_for(model, options.format + "-int8" * int8, any_size=bool(options.dynamic))
     if int8 and options.format in exporting.FLOAT_EXPECTATION_FORMATS:
         _expect_in_float(model)
-    for name in (f"export_{options.format}", "export_saved_model"):  # the way to pb and edgetpu begins with the latter
-        if (step := getattr(exporter, name, None)) is not None:
-            setattr(exporter, name, _all_or_nothing(step, exporter))
+    _stage(exporter)
 
 
 def _expect_in_float(model: nn.Module) -> None:
@@ -264,13 +263,48 @@ def _expect_in_float(model: nn.Module) -> None:
             module.forward = types.MethodType(forward, module)
 
 
-def _all_or_nothing(step: Callable[..., Any], exporter: Any) -> Callable[..., Any]:
+def _stage(exporter: Any) -> None:
+    """Let the export write to a folder of its own, from where its files take their places when it has succeeded."""
+    format = exporter.args.format
+    last = "export_coreml" if format == "mlmodel" else f"export_{format}"
+    names = ("export_saved_model", last) if format in ("pb", "edgetpu") else (last,)
+    steps = [(name, step) for name in names if (step := getattr(exporter, name, None)) is not None]
+    if steps and exporter.file.name:  # a model without a name is refused by the exporter itself
+        staging = exporting.Staging(exporter.file, format)
+        for name, step in steps:
+            setattr(exporter, name, _all_or_nothing(step, name, exporter, staging, last=name == last))
+
+
+def _all_or_nothing(
+    step: Callable[..., Any], name: str, exporter: Any, staging: exporting.Staging, *, last: bool
+) -> Callable[..., Any]:
+    log = importlib.import_module("ultralytics.utils").LOGGER
+
+    def name_final_places(record: logging.LogRecord) -> bool:
+        record.msg = staging.in_place(str(record.msg))
+        return True
+
     @functools.wraps(step)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with exporting.all_or_nothing(Path(exporter.file), exporter.args.format):
-            return step(*args, **kwargs)
+        checkpoint, exporter.file = exporter.file, staging.file
+        log.addFilter(name_final_places)
+        try:
+            with staging.step(last=last), exporting.no_hidden_installs():
+                result = step(*args, **kwargs)
+        finally:
+            log.removeFilter(name_final_places)
+            exporter.file = checkpoint
+            setattr(exporter, name, step)  # the exporter may be used again
+        return _in_place(result, staging) if last else result
 
     return run
+
+
+def _in_place(result: Any, staging: exporting.Staging) -> Any:
+    """What a step of the exporter returns: a path, or a tuple that begins with one."""
+    if isinstance(result, tuple):
+        return (_in_place(result[0], staging), *result[1:])
+    return type(result)(staging.in_place(str(result))) if isinstance(result, str | Path) else result
 
 
 def _on_pretrain_routine_end(trainer: Any) -> None:

@@ -15,7 +15,8 @@ from yolo_lightbackbones.messages import printable
 ENDING = ".part"
 _DAY = 24 * 60 * 60  # seconds; what is younger may belong to a run that is still at work
 
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+"""Error numbers of a full disk, a read-only folder and the like."""
 
 
 class WriteError(OSError):
@@ -48,9 +49,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
     except OSError as error:
-        if isinstance(error, WriteError) or (
-            error.errno not in _CANNOT_WRITE and str(error.filename) != str(temporary)
-        ):
+        if isinstance(error, WriteError) or (error.errno not in CANNOT_WRITE and str(error.filename) != str(temporary)):
             raise
         raise _named(error, path) from error
     finally:
