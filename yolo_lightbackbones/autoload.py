@@ -46,8 +46,10 @@ def install(name: str) -> None:
 
             lookup.install(sys.modules[name])
         else:
-            plugin = sys.modules.get("yolo_lightbackbones.plugin")
-            if name == PLUGIN or (plugin is not None and plugin.is_registered()):
+            # While Ultralytics is imported anew, its other modules come before the parser, which brings everything.
+            plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin"), sys.modules.get(PLUGIN)
+            again = plugin is not None and plugin.is_registered() and hasattr(tasks, "parse_model")
+            if name == PLUGIN or again:
                 from yolo_lightbackbones.plugin import register
 
                 register()
