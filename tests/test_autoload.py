@@ -107,9 +107,8 @@ EARLY = """
 import sys
 from ultralytics.utils import checks
 from ultralytics.utils.checks import check_file
-ours = {name for name in sys.modules if name.startswith("yolo_lightbackbones")}
-light = ("autoload", "configs", "lookup", "patching")
-assert ours == {"yolo_lightbackbones", *(f"yolo_lightbackbones.{name}" for name in light)}, ours
+heavy = {f"yolo_lightbackbones.{name}" for name in ("plugin", "registry", "backbone", "layers", "rows", "checkpoints")}
+assert not heavy & set(sys.modules)
 from ultralytics.cfg import entrypoint
 for recipe in sys.argv[1:]:
     assert checks.check_file(recipe) == check_file(recipe) == checks.check_yaml(recipe, hard=False)

@@ -246,7 +246,11 @@ def _load(original: Callable[..., Any]) -> Callable[..., Any]:
         chosen = transfer.choose(self, source.float())
         for note in chosen.notes:
             warnings.warn(note, stacklevel=3)
-        return original(self, chosen, *args, **kwargs) if chosen.tensors else None
+        if not chosen.tensors:
+            return None
+        result = original(self, chosen, *args, **kwargs)
+        transfer.take_over_taps(self, source)
+        return result
 
     return load
 

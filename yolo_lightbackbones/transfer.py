@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones.backbone import Backbone, InputNorm
+from yolo_lightbackbones.backbone import Backbone, InputNorm, Stage
 from yolo_lightbackbones.checkpoints import engine
 from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.layers import ConvNorm
@@ -75,6 +75,26 @@ def choose(target: nn.Module, source: nn.Module) -> Chosen:
     return chosen
 
 
+def take_over_taps(target: nn.Module, source: nn.Module) -> None:
+    """Put the taps of `target` where `source` has them, in stages of the same tensors.
+
+    Weights that timm trained have their taps one block earlier, and a state dict may not say so.
+    """
+    mine, theirs = _rows(target), _rows(source)
+    for i in matching_rows(mine, theirs):
+        ours, pretrained = mine[i], theirs[i]
+        if isinstance(ours, Backbone) and isinstance(pretrained, Backbone):
+            for stage, other in zip(ours.stages, pretrained.stages, strict=False):
+                assert isinstance(stage, Stage)
+                assert isinstance(other, Stage)
+                if _shapes(stage) == _shapes(other):
+                    stage.blocks_behind_tap = other.blocks_behind_tap
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: param.shape for name, param in module.named_parameters()}
+
+
 def matching_rows(target: Sequence[nn.Module], source: Sequence[nn.Module]) -> set[int]:
     """Indices of rows that are the same layer in both models: of one kind, from the same rows, counted alike.
 
@@ -124,9 +144,8 @@ def _explain(
         why = f"row {first} is {there} in their model and {here} in this one"
         why += "" if any(i > first for i in common) else ", and what follows does not correspond either"
     return (
-        f"{taken} of {total} pretrained tensors are taken over: {why}. {lost} of the others have the name and shape of "
-        "a tensor here and would have arrived in a wrong place. Give weights of a model with the same rows, or train "
-        "from scratch."
+        f"{taken} of {total} pretrained tensors are taken over: {why}; {lost} others have the name and shape of a "
+        "tensor here but belong to other layers. Give weights of a model with the same rows, or train from scratch."
     )
 
 
