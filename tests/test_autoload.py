@@ -103,6 +103,65 @@ def test_an_import_that_fails_at_first_gets_the_plugin_at_last() -> None:
     assert result.stdout.endswith("EdgeViT\n"), result.stderr
 
 
+EARLY = """
+import sys
+from ultralytics.utils import checks
+from ultralytics.utils.checks import check_file
+heavy = {f"yolo_lightbackbones.{name}" for name in ("plugin", "registry", "backbone", "layers", "rows", "checkpoints")}
+assert not heavy & set(sys.modules)
+from ultralytics.cfg import entrypoint
+for recipe in sys.argv[1:]:
+    assert checks.check_file(recipe) == check_file(recipe) == checks.check_yaml(recipe, hard=False)
+    try:
+        entrypoint(f"yolo train cfg={recipe} nonsense=1")
+    except SyntaxError as error:  # the next thing that is wrong
+        assert "nonsense" in str(error)
+assert "ultralytics.nn.tasks" not in sys.modules
+"""
+
+
+def test_every_recipe_is_found_by_name_before_any_model_is_imported(tmp_path: Path, repository: Path) -> None:
+    recipes = sorted(path.name for path in (repository / "cfg" / "recipes").iterdir() if path.suffix == ".yaml")
+    assert len(recipes) >= 18
+    command = [sys.executable, "-c", EARLY, *recipes]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Overriding ") + result.stderr.count("Overriding ") == len(recipes)
+
+
+def test_the_look_up_comes_and_goes_with_the_plugin(tmp_path: Path) -> None:
+    code = """
+        from ultralytics.utils import checks
+        import yolo_lightbackbones
+        def is_found():
+            return bool(checks.check_yaml("yolov5_edgevit.yaml", hard=False))
+        for _ in range(2):
+            yolo_lightbackbones.register()
+            assert is_found()
+        for _ in range(2):
+            yolo_lightbackbones.unregister()
+            assert not is_found()
+        yolo_lightbackbones.register()
+        assert is_found()
+    """
+    for switch in ("0", "1"):
+        result = python(code, cwd=tmp_path, YOLO_LIGHTBACKBONES_AUTOLOAD=switch)
+        assert result.returncode == 0, result.stderr
+
+
+def test_unregistered_before_any_model_is_imported_it_stays_away(tmp_path: Path) -> None:
+    code = """
+        from ultralytics.utils import checks
+        import yolo_lightbackbones
+        yolo_lightbackbones.unregister()
+        assert not checks.check_yaml("yolov5_edgevit.yaml", hard=False)
+        from ultralytics.nn import tasks
+        assert not hasattr(tasks, "EdgeViT")
+    """
+    result = python(code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_distributed_workers_build_and_train_it(tmp_path: Path) -> None:
     """Ultralytics starts a fresh interpreter per GPU; here, two on the CPU, without any unused parameter."""

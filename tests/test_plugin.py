@@ -18,10 +18,11 @@ from operations import operations
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
-from ultralytics.utils import checks
+from ultralytics.utils import checks, torch_utils
+from ultralytics.utils.callbacks import base as callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import backbone, fusion, plugin
+from yolo_lightbackbones import autoload, backbone, fusion, plugin
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
 
@@ -124,7 +125,7 @@ def test_threads_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     yolo_lightbackbones.unregister()
     yolo_lightbackbones.register()
-    patches = len(plugin._undo)
+    patches = len(plugin._patches._undo)
     yolo_lightbackbones.unregister()
     look = plugin._seams
 
@@ -135,23 +136,102 @@ def test_threads_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin, "_seams", slowly)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: yolo_lightbackbones.register(), range(32)))
-    assert len(plugin._undo) == patches
+    assert len(plugin._patches._undo) == patches
 
 
-@pytest.mark.slow
-def test_an_ultralytics_that_is_imported_anew_is_registered_with_again() -> None:
-    code = """
-import sys
+def on_ultralytics() -> dict[str, Any]:
+    """Everything that the plugin changes."""
+    methods = {name: getattr(tasks.BaseModel, name) for name in ("fuse", "is_fused", "load")}
+    listed = {event: list(callbacks.default_callbacks[event]) for event in callbacks.default_callbacks}
+    functions = [tasks.parse_model, checks.check_file, torch_utils.get_flops, sys.excepthook]
+    finders = [finder for finder in sys.meta_path if isinstance(finder, autoload.AfterImport)]
+    return {"methods": methods, "callbacks": listed, "functions": functions, "names": set(vars(tasks)), "on": finders}
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "behind"])
+@pytest.mark.parametrize("number", range(len(plugin._STEPS)), ids=lambda number: plugin._STEPS[number].__name__)
+def test_registering_is_all_or_nothing(number: int, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    yolo_lightbackbones.unregister()
+    clean, steps = on_ultralytics(), plugin._STEPS
+
+    def fails(package: plugin.Ultralytics) -> None:
+        if done:
+            steps[number](package)
+        raise OSError("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plugin, "_STEPS", (*steps[:number], fails, *steps[number + 1 :]))
+        with pytest.raises(OSError, match="in the middle"):
+            yolo_lightbackbones.register()
+    assert on_ultralytics() == clean
+    assert not plugin.is_registered()
+    with pytest.raises(FileNotFoundError):
+        checks.check_yaml("yolov5_edgevit.yaml")
+    yolo_lightbackbones.register()
+    assert plugin.is_registered()
+    assert all(seam.installed in {True, None} for seam in plugin.seams())
+
+
+RELOADED = """
+import importlib, sys, warnings
+warnings.simplefilter("error", UserWarning)
 from ultralytics import YOLO
-YOLO("yolov5n_edgevit.yaml")
+if "by hand" in sys.argv:
+    import yolo_lightbackbones
+    yolo_lightbackbones.register()
+import yolo_lightbackbones.plugin as plugin
+def complete():
+    assert plugin.is_registered()
+    missing = [seam.name for seam in plugin.seams() if seam.installed is False]
+    assert not missing, missing
+    from ultralytics import YOLO
+    from ultralytics.nn import tasks
+    assert type(YOLO("yolov5n_edgevit.yaml", verbose=False).model.model[0]).__name__ == "EdgeViT"
+complete()
+for name in ("utils.checks", "nn.tasks", "utils.callbacks.base", "utils.torch_utils", "nn.tasks"):
+    importlib.reload(sys.modules[f"ultralytics.{name}"])
+    complete()
+del sys.modules["ultralytics.nn.tasks"]
+import ultralytics.nn.tasks
+complete()
 for name in [name for name in sys.modules if name.split(".")[0] == "ultralytics"]:
     del sys.modules[name]
-from ultralytics import YOLO
-import yolo_lightbackbones
-yolo_lightbackbones.register()
-assert type(YOLO("yolov5n_edgevit.yaml").model.model[0]).__name__ == "EdgeViT"
+import ultralytics.nn.tasks
+complete()
+plugin.unregister()
+importlib.reload(ultralytics.nn.tasks)
+assert not plugin.is_registered() and not any(seam.installed for seam in plugin.seams())
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("arguments", "switch"), [([], "1"), (["by hand"], "0")], ids=["autoload", "by hand"])
+def test_modules_of_ultralytics_that_are_executed_anew_get_everything_again(arguments: list[str], switch: str) -> None:
+    environment = {**os.environ, "YOLO_LIGHTBACKBONES_AUTOLOAD": switch}
+    result = subprocess.run(
+        [sys.executable, "-c", RELOADED, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("row", [[-1, 1, "nn.Conv2d", [8]], [-1, 1, "NoSuchModule", []]], ids=str)
+def test_a_build_that_fails_leaves_the_activation_of_the_process(row: list[Any]) -> None:
+    """Ultralytics' parser sets it for all models, and sets it back at its end."""
+    before = tasks.Conv.default_act
+    backbone = [[-1, 1, "EdgeViT", ["xxs"]], [0, 1, "Tap", ["P3"]], row]
+    with pytest.raises((TypeError, KeyError, ValueError)):
+        tasks.parse_model({"nc": 1, "activation": "torch.nn.ReLU()", "backbone": backbone, "head": []}, 3)
+    assert tasks.Conv.default_act is before
+    built, _ = tasks.parse_model(
+        {
+            "nc": 1,
+            "activation": "torch.nn.ReLU()",
+            "backbone": [*backbone[:2], [-1, 1, "Conv", [8]], [-1, 1, "RepViTBlock", [8]]],
+            "head": [],
+        },
+        3,
+    )
+    assert isinstance(built[2].act, nn.ReLU)
+    assert tasks.Conv.default_act is before
 
 
 @pytest.mark.parametrize(("letter", "variant"), [("n", "xxs"), ("s", "xs"), ("m", "s")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
-from yolo_lightbackbones import layers, training
+from yolo_lightbackbones import layers, plugin, training
 
 FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 
@@ -135,6 +136,125 @@ def test_saved_states_keep_the_stock_order_and_resume(name: str) -> None:
         torch.testing.assert_close(seen, after[key], rtol=0, atol=0, msg=key)
     with pytest.raises(ValueError, match="doesn't match the size"):
         optimizer.load_state_dict(stock_optimizer(detector("repvit"), name).state_dict())
+
+
+@pytest.fixture(scope="module")
+def parcnet() -> Any:
+    return detector("parcnet")
+
+
+def stepped(model: nn.Module, optimizer: torch.optim.Optimizer, *seeds: int) -> None:
+    """Updates with gradients of these seeds."""
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+def run(start: Any, name: str, *, ours: bool, decay: float = 0.05) -> tuple[Any, torch.optim.Optimizer]:
+    model = copy.deepcopy(start)
+    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 80})
+    optimizer = BaseTrainer.build_optimizer(trainer, model, name=name, lr=0.01, decay=decay)
+    if ours:
+        assert training.regroup(optimizer, model) > 0
+    return model, optimizer
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["loaded before regrouping", "loaded behind"])
+@pytest.mark.parametrize("resumed_with", [False, True], ids=["resumed without", "resumed with"])
+@pytest.mark.parametrize("saved_with", [False, True], ids=["saved without", "saved with"])
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
+def test_checkpoints_resume_with_and_without_the_plugin(
+    name: str, saved_with: bool, resumed_with: bool, late: bool, parcnet: Any
+) -> None:
+    model, optimizer = run(parcnet, name, ours=saved_with)
+    stepped(model, optimizer, 0, 1)
+    state = copy.deepcopy(optimizer.state_dict())
+    again, other = run(model, name, ours=resumed_with and late)
+    other.load_state_dict(copy.deepcopy(state))
+    if resumed_with and not late:
+        training.regroup(other, again)
+    resumed_state = other.state_dict()
+    assert [group["params"] for group in resumed_state["param_groups"]] == [g["params"] for g in state["param_groups"]]
+    stepped(again, other, 2)
+    if saved_with == resumed_with:
+        stepped(model, optimizer, 2)
+        for (key, expected), seen in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+            torch.testing.assert_close(seen, expected, rtol=0, atol=0, msg=key)
+    else:
+        moved = sum(not torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+        assert moved > 100
+        assert all(param.isfinite().all() for param in again.parameters())
+
+
+def test_states_of_musgd_mean_the_same_with_and_without_the_plugin(parcnet: Any) -> None:
+    """MuSGD's average and sum of gradients, of a stock run and of ours, after the same gradients without decay."""
+    stock_model, stock = run(parcnet, "MuSGD", ours=False, decay=0.0)
+    our_model, ours = run(parcnet, "MuSGD", ours=True, decay=0.0)
+    for model, optimizer in ((stock_model, stock), (our_model, ours)):
+        stepped(model, optimizer, 0, 1, 2)
+    expected, seen = stock.state_dict()["state"], ours.state_dict()["state"]
+    assert list(expected) == list(seen)
+    for number, state in expected.items():
+        assert state.keys() == seen[number].keys()
+        torch.testing.assert_close(dict(seen[number]), dict(state), rtol=1e-4, atol=1e-6)
+    ours.load_state_dict(stock.state_dict())
+    moved = next(p for n, p in our_model.named_parameters() if n.endswith("depthwise.conv.weight"))
+    twin = next(p for n, p in stock_model.named_parameters() if n.endswith("depthwise.conv.weight"))
+    assert set(ours.state[moved]) == {"momentum_buffer"}
+    torch.testing.assert_close(ours.state[moved]["momentum_buffer"], stock.state[twin]["momentum_buffer_SGD"])
+
+
+def test_groups_and_parameters_may_be_added_later(parcnet: Any) -> None:
+    """As for a layer that is unfrozen, or a loss with weights of its own."""
+
+    def longer() -> tuple[Any, torch.optim.Optimizer, list[nn.Parameter]]:
+        model, optimizer = run(parcnet, "MuSGD", ours=True)
+        more = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+        optimizer.add_param_group({"params": [more[0]], "lr": 0.5})
+        optimizer.param_groups[0]["params"].append(more[1])
+        model.more = nn.ParameterList(more)
+        return model, optimizer, more
+
+    model, optimizer, more = longer()
+    stepped(model, optimizer, 0)
+    state = optimizer.state_dict()
+    assert len(state["param_groups"]) == len(optimizer.param_groups)
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    assert numbers == list(range(len(list(model.parameters()))))
+    last = state["param_groups"][-1]["params"]
+    torch.testing.assert_close(state["state"][last[0]]["momentum_buffer"], optimizer.state[more[0]]["momentum_buffer"])
+    again, other, others = longer()
+    other.load_state_dict(copy.deepcopy(state))
+    for mine, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(other.state[mine], optimizer.state[theirs], rtol=1e-4, atol=1e-6)
+    assert others[0] is other.param_groups[-1]["params"][0]
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_without_labels_are_told_by_what_they_do(family: str, name: str) -> None:
+    """As Ultralytics made them before 8.4.50, and as trainers of others do."""
+    model = detector(family)
+    labelled, bare = stock_optimizer(model, name), stock_optimizer(model, name)
+    for group in bare.param_groups:
+        del group["param_group"]
+    assert training.regroup(bare, model) == training.regroup(labelled, model)
+    for mine, theirs in zip(bare.param_groups, labelled.param_groups, strict=True):
+        assert [id(param) for param in mine["params"]] == [id(param) for param in theirs["params"]]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_an_optimizer_of_one_group_is_told_once_where_it_matters(decay: float) -> None:
+    model = detector("conv2former")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plugin._on_pretrain_routine_end(SimpleNamespace(optimizer=optimizer, model=model))
+    assert len(caught) == (decay > 0), "without weight decay, nothing has to move"
+    if caught:
+        assert "has no group 'bn' to move parameters of our layers to, only weight." in str(caught[0].message)
 
 
 def test_groups_are_chosen_by_the_rate_they_start_from() -> None:

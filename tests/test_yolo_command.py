@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 TRAIN = ["imgsz=64", "epochs=1", "batch=4", "workers=0", "plots=False", "exist_ok=True"]
 
 
-def yolo(mode: str, *arguments: str, cwd: Path, name: str = "train", **environment: str) -> str:
+def yolo(mode: str, *arguments: str, cwd: Path, name: str = "train", fails: bool = False, **environment: str) -> str:
     """Run the stock command; return what it printed. Results go to `cwd`/runs/`name`."""
     executable = Path(sys.executable).parent / "yolo"
     result = subprocess.run(
@@ -33,7 +33,7 @@ def yolo(mode: str, *arguments: str, cwd: Path, name: str = "train", **environme
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == int(fails), result.stdout[-4000:]
     return result.stdout
 
 
@@ -107,3 +107,28 @@ def test_microscope_images_train_validate_and_export(bccd: Path, tmp_path: Path)
     yolo("val", "model=runs/train/weights/best.pt", "data=bccd/bccd.yaml", "imgsz=64", "workers=0", cwd=tmp_path)
     yolo("export", "model=runs/train/weights/best.pt", "format=torchscript", "imgsz=64", cwd=tmp_path)
     assert (tmp_path / "runs" / "train" / "weights" / "best.torchscript").is_file()
+
+
+def test_a_recipe_by_name_leaves_only_the_data_to_be_found(tmp_path: Path) -> None:
+    arguments = ["cfg=repvit_few_images.yaml", "model=yolo11n_repvit.yaml", "data=missing.yaml"]
+    out = yolo("train", *arguments, cwd=tmp_path, fails=True)
+    assert "'missing.yaml' does not exist" in out
+    assert "Overriding" in out
+
+
+def test_a_recipe_by_name_trains(folder: Path) -> None:
+    settings = ["model=yolov5n_edgevit.yaml", "data=data.yaml", *TRAIN]
+    yolo("train", "cfg=edgevit_few_images.yaml", *settings, cwd=folder, name="by")
+    assert (folder / "runs" / "by" / "weights" / "last.pt").is_file()
+
+
+def test_a_mistake_in_a_yaml_is_one_sentence(tmp_path: Path, repository: Path) -> None:
+    text = (repository / "cfg" / "yolov5_edgevit.yaml").read_text().replace("n: xxs", "n: xxxs")
+    (tmp_path / "mine.yaml").write_text(text)
+    out = yolo("train", "model=mine.yaml", "data=digits.yaml", cwd=tmp_path, fails=True)
+    lines = [line for line in out.splitlines() if "xxxs" in line]
+    assert "Traceback" not in out
+    assert len(lines) == 1
+    assert lines[0].startswith("yolo_lightbackbones: mine.yaml, row 0 ")
+    (tmp_path / "mine.yaml").write_text(text.replace("n: xxxs", "n: xxs").replace("Detect", "Detekt"))
+    assert "Traceback" in yolo("train", "model=mine.yaml", "data=digits.yaml", cwd=tmp_path, fails=True)

@@ -7,44 +7,52 @@ imported here that Python does not have loaded already; torch and Ultralytics co
 
 import sys
 
-TARGET = "ultralytics.nn.tasks"
+LOOKUP = "ultralytics.utils.checks"
+"""Our YAMLs can be found as soon as this is there: the `yolo` command asks for `cfg=` before it imports any model."""
+PLUGIN = "ultralytics.nn.tasks"
+"""Everything else is installed when models can be built."""
+TARGETS = (LOOKUP, PLUGIN, "ultralytics.utils.callbacks.base", "ultralytics.utils.torch_utils")
+"""The plugin is on the other two as well, and goes on again if they are executed anew, as `importlib.reload` does."""
 
 
 class AfterImport:
-    """A finder that finds nothing of its own: it adds our step behind the import of `TARGET`, then leaves."""
+    """A finder that finds nothing of its own: it adds our step behind the execution of a few of Ultralytics' modules.
 
-    def __init__(self) -> None:
-        self.searching = False
+    It stays: a module can be imported anew, or for the first time after an import that failed.
+    """
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # importing types costs start-up time
-        if name != TARGET or self.searching:
+        if name not in TARGETS:
             return None
-        from importlib.util import find_spec
-
-        self.searching = True
-        try:
-            spec = find_spec(name)
-        finally:
-            self.searching = False
+        specs = (finder.find_spec(name, path, target) for finder in list(sys.meta_path) if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
-                if self in sys.meta_path:  # after a first import that failed we are still there for the second
-                    sys.meta_path.remove(self)
-                install_plugin()
+                if self in sys.meta_path:  # unless `deactivate` was called since
+                    install(name)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def install_plugin() -> None:
-    """Install the plugin; whatever goes wrong there is a warning, never a failed `import ultralytics`."""
+def install(name: str) -> None:
+    """Install what belongs on this module; whatever goes wrong is a warning, never a failed `import ultralytics`."""
     try:
-        from yolo_lightbackbones.plugin import register
+        if name == LOOKUP:
+            from yolo_lightbackbones import lookup
 
-        register()
+            lookup.install(sys.modules[name])
+        else:
+            # While Ultralytics is imported anew, its other modules come before the parser, which brings everything.
+            plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin"), sys.modules.get(PLUGIN)
+            again = plugin is not None and plugin.is_registered() and hasattr(tasks, "parse_model")
+            if name == PLUGIN or again:
+                from yolo_lightbackbones.plugin import register
+
+                register()
     except Exception as error:
         import warnings
 
@@ -57,3 +65,8 @@ def activate() -> None:
     """Start to wait for Ultralytics, once."""
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())
+
+
+def deactivate() -> None:
+    """Wait no longer."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, AfterImport)]

@@ -1,18 +1,21 @@
 """Installs the backbones on Ultralytics. The only module of the library that knows it.
 
-Five seams, each the smallest there is, each checked for before it is touched:
+Six seams, each the smallest there is, each checked for before it is touched:
 
 1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs; for rows of
    blocks with our classes among those that it knows (`parser.py`).
 2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own.
-3. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours.
-4. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
+3. `BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer.py`).
+4. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours (`lookup.py`, which
+   the autoload installs as soon as that module is imported).
+5. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
    `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would spoil
    is kept out of it, and the files of the export take their places once it has succeeded.
-5. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with modules of ours are counted at its image
+6. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with modules of ours are counted at its image
    size. Ultralytics counts them on a few pixels and extrapolates, which circular convolutions do not follow.
 
-Where a seam does not fit the installed version, one warning says so and Ultralytics is left exactly as it was.
+All of it is installed, or nothing. Where a seam does not fit the installed version, one warning says so and Ultralytics
+is left exactly as it was.
 """
 
 from __future__ import annotations
@@ -31,24 +34,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from yolo_lightbackbones import (
+    autoload,
     backbone,
     blocks,
-    configs,
     cost,
     exporting,
     fusion,
     layers,
+    lookup,
     parser,
     registry,
     rows,
     training,
+    transfer,
 )
+from yolo_lightbackbones.patching import Patches, is_ours
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
@@ -69,11 +75,16 @@ class Seam:
     installed: bool | None
 
 
-_undo: list[Callable[[], None]] = []
-"""How to take each patch off again, in the order they were put on."""
+class Ultralytics(NamedTuple):
+    """Its modules that hold seams."""
 
-_seat: type | None = None
-"""Ultralytics' `BaseModel` that they are on."""
+    tasks: ModuleType
+    checks: ModuleType
+    callbacks: ModuleType
+    torch_utils: ModuleType
+
+
+_patches = Patches("ultralytics")
 
 _lock = threading.RLock()
 
@@ -81,55 +92,49 @@ _lock = threading.RLock()
 def register() -> None:
     """Install the backbones on Ultralytics: YAML modules, folding, bundled YAMLs. Doing it again changes nothing.
 
-    An Ultralytics whose seams do not fit is left as it was, with one warning.
+    Modules of Ultralytics that are executed anew later (`importlib.reload`) get what belongs on them again. An
+    Ultralytics whose seams do not fit is left as it was, with one warning.
 
     Raises:
         ModuleNotFoundError: if Ultralytics is not installed.
+        Exception: whatever goes wrong on the way. Nothing is installed then, and the next call tries again.
     """
-    tasks, checks, callbacks, torch_utils = _ultralytics()
+    package = _ultralytics()
     registry.families()  # what has to be imported is, before the lock: imports wait for other threads, too
     with _lock:
-        if _undo and _seat is not tasks.BaseModel:  # Ultralytics was imported anew
+        problems = [seam.problem for seam in _seams(package) if seam.problem]
+        if problems and not _patches.active:
             unregister()
-        if not _undo:
-            _register(tasks, checks, callbacks, torch_utils)
-
-
-def _register(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> None:
-    global _seat
-    if missing := [seam.problem for seam in _seams(tasks, checks, callbacks, torch_utils) if seam.problem]:
-        warnings.warn(
-            f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: {'; '.join(missing)}. "
-            f"Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
-            stacklevel=2,
-        )
-        return
-    _seat = tasks.BaseModel
-    _publish(tasks)
-    _replace_function(tasks.parse_model, _parse_model(tasks.parse_model, tasks))
-    _replace_function(checks.check_file, _check_file(checks.check_file))
-    _replace_function(torch_utils.get_flops, _get_flops(torch_utils.get_flops))
-    _set(tasks.BaseModel, "fuse", _fuse(tasks.BaseModel.fuse))
-    _set(tasks.BaseModel, "is_fused", _is_fused(tasks.BaseModel.is_fused))
-    for event, callback in _CALLBACKS.items():
-        listed = callbacks.default_callbacks[event]
-        listed.append(callback)
-        _undo.append(functools.partial(_remove, listed, callback))
+            warnings.warn(
+                f"yolo_lightbackbones does not fit Ultralytics {_version()} and stays away from it: "
+                f"{'; '.join(problems)}. Tested with {TESTED_VERSIONS}; install that, or a newer yolo_lightbackbones.",
+                stacklevel=2,
+            )
+            return
+        try:
+            for step in _STEPS:
+                step(package)
+        except BaseException:
+            unregister()
+            raise
+        _patches.active = True
 
 
 def unregister() -> None:
-    """Take everything off Ultralytics that `register` put there.
+    """Take everything off Ultralytics that `register` and the autoload put there, until `register` is called again.
 
-    What others have put on top since stays, and so does what they hold of ours; it does nothing any more.
+    What others have put on top since stays, and so does what they hold of ours; it does nothing any more. Torch goes on
+    to know our classes as safe to load.
     """
     with _lock:
-        while _undo:
-            _undo.pop()()
+        autoload.deactivate()
+        _patches.remove()
+        lookup.remove()
 
 
 def is_registered() -> bool:
     """Whether the plugin is installed on Ultralytics in this process."""
-    return bool(_undo)
+    return _patches.active
 
 
 def seams() -> list[Seam]:
@@ -138,7 +143,7 @@ def seams() -> list[Seam]:
     Raises:
         ImportError: if Ultralytics cannot be imported.
     """
-    return _seams(*_ultralytics())
+    return _seams(_ultralytics())
 
 
 def is_tested(version: str) -> bool:
@@ -155,17 +160,36 @@ def is_tested(version: str) -> bool:
 def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..., Any]:
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
         families = registry.families()
-        if rows.names_backbone(d, families):
+        if has_backbone := rows.names_backbone(d, families):
             d = rows.translate(d, ch, families)
-            _publish(tasks)  # a family may have been registered since
-        parse = _parser_of_blocks(original, d) if rows.names_block(d, blocks.BLOCKS) else original
-        try:
-            return parse(d, ch, *args, **kwargs)
-        except KeyError as error:  # how the parser takes a module that it does not know
-            rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
-            raise
+            with _lock:
+                _publish(tasks)  # a family may have been registered since
+        has_block = rows.names_block(d, blocks.BLOCKS)
+        parse = _parser_of_blocks(original, d) if has_block else original
+        with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
+            try:
+                return parse(d, ch, *args, **kwargs)
+            except KeyError as error:  # how the parser takes a module that it does not know
+                rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
+                raise
 
     return parse_model
+
+
+@contextlib.contextmanager
+def _activation_restored(tasks: ModuleType) -> Iterator[None]:
+    """Keep the activation that a YAML asks for (`activation:`) to its model.
+
+    The parser sets it for the process, and where a build fails, or in releases that never set it back, the next model
+    would get it without a word.
+    """
+    conv: Any = getattr(tasks, "Conv", None)
+    before = getattr(conv, "default_act", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            conv.default_act = before
 
 
 def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
@@ -205,19 +229,31 @@ def _is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
     return is_fused
 
 
-def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
-    def check_file(file: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            found = original(file, *args, **kwargs)
-        except FileNotFoundError:
-            if (bundled := configs.find_config(file)) is None:
-                raise
-            return str(bundled)
-        if found or (bundled := configs.find_config(file)) is None:
-            return found
-        return str(bundled)
+def _excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, rows.ConfigError):
+            print(f"yolo_lightbackbones: {error}", file=sys.stderr)
+        else:
+            original(kind, error, trace)
 
-    return check_file
+    return excepthook
+
+
+def _load(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
+        source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        if not isinstance(source, nn.Module) or not (_has_ours(self) or _has_ours(source)):
+            return original(self, weights, *args, **kwargs)
+        chosen = transfer.choose(self, source.float())
+        for note in chosen.notes:
+            warnings.warn(note, stacklevel=3)
+        if not chosen.tensors:
+            return None
+        result = original(self, chosen, *args, **kwargs)
+        transfer.take_over_taps(self, source)
+        return result
+
+    return load
 
 
 def _get_flops(original: Callable[..., float]) -> Callable[..., float]:
@@ -318,6 +354,58 @@ def _on_pretrain_routine_end(trainer: Any) -> None:
 _CALLBACKS = {"on_export_start": _on_export_start, "on_pretrain_routine_end": _on_pretrain_routine_end}
 
 
+# --- steps of `register`, each of which changes nothing where it is done already --------------------------------------
+
+
+def _wait_for_reloads(package: Ultralytics) -> None:
+    autoload.activate()
+
+
+def _put_names(package: Ultralytics) -> None:
+    _publish(package.tasks)
+
+
+def _put_parser(package: Ultralytics) -> None:
+    _patches.replace(package.tasks, "parse_model", functools.partial(_parse_model, tasks=package.tasks))
+
+
+def _put_lookup(package: Ultralytics) -> None:
+    lookup.install(package.checks)
+
+
+def _put_flops(package: Ultralytics) -> None:
+    _patches.replace(package.torch_utils, "get_flops", _get_flops)
+
+
+def _put_methods(package: Ultralytics) -> None:
+    for name, wrap in (("fuse", _fuse), ("is_fused", _is_fused), ("load", _load)):
+        _patches.set(package.tasks.BaseModel, name, wrap, package.tasks)
+
+
+def _put_callbacks(package: Ultralytics) -> None:
+    for event, callback in _CALLBACKS.items():
+        _patches.enlist(package.callbacks.default_callbacks[event], callback)
+
+
+def _put_excepthook(package: Ultralytics) -> None:
+    """In the process of the `yolo` command, a mistake in a YAML is one sentence, not a traceback of Ultralytics."""
+    command = getattr(sys.modules.get("__main__"), "entrypoint", None)
+    if getattr(command, "__module__", None) == "ultralytics.cfg":
+        _patches.set(sys, "excepthook", _excepthook, sys)
+
+
+_STEPS = (
+    _wait_for_reloads,
+    _put_names,
+    _put_parser,
+    _put_lookup,
+    _put_flops,
+    _put_methods,
+    _put_callbacks,
+    _put_excepthook,
+)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
@@ -325,9 +413,9 @@ def _has_ours(model: nn.Module) -> bool:
     return any(isinstance(module, backbone.Backbone | blocks.BlockRow) for module in model.modules())
 
 
-def _ultralytics() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
+def _ultralytics() -> Ultralytics:
     """Its modules that hold seams; with the autoload active, importing the first of them registers the plugin."""
-    return (
+    return Ultralytics(
         importlib.import_module("ultralytics.nn.tasks"),
         importlib.import_module("ultralytics.utils.checks"),
         importlib.import_module("ultralytics.utils.callbacks.base"),
@@ -335,14 +423,16 @@ def _ultralytics() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
     )
 
 
-def _seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_utils: ModuleType) -> list[Seam]:
+def _seams(package: Ultralytics) -> list[Seam]:
     """What the plugin needs of Ultralytics, and what is there."""
+    tasks, checks, callbacks, torch_utils = package
     model = getattr(tasks, "BaseModel", None)
     needs = [
         (tasks, "parse_model", ["d", "ch"]),
         (tasks, "Index", []),
         (model, "fuse", ["self"]),
         (model, "is_fused", ["self"]),
+        (model, "load", ["self", "weights"]),
         (checks, "check_file", ["file"]),
         (torch_utils, "get_flops", ["model", "imgsz"]),
     ]
@@ -355,7 +445,7 @@ def _seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_u
             problem = f"{label} is gone"
         elif list(inspect.signature(value).parameters)[: len(arguments)] != arguments:
             problem = f"{label}{inspect.signature(value)} does not start with ({', '.join(arguments)})"
-        found.append(Seam(label, problem, _is_ours(value) if arguments else None))
+        found.append(Seam(label, problem, is_ours(value) if arguments else None))
     for event, callback in _CALLBACKS.items():
         listed: Any = getattr(callbacks, "default_callbacks", {}).get(event)
         gone = f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}"
@@ -370,63 +460,12 @@ def _seams(tasks: ModuleType, checks: ModuleType, callbacks: ModuleType, torch_u
     return found
 
 
-def _is_ours(function: Any) -> bool:
-    """Whether the function is one of this module, whatever others have wrapped around it since."""
-    while function is not None:
-        if getattr(function, "__globals__", None) is globals():
-            return True
-        function = getattr(function, "__wrapped__", None)
-    return False
-
-
 def _publish(tasks: ModuleType) -> None:
     """Make the families known where Ultralytics' parser looks up names, and to its restricted checkpoint loading."""
     new = {name: cls for name, cls in registry.families().items() if not hasattr(tasks, name)}
     for name, cls in new.items():
-        setattr(tasks, name, cls)
-        _undo.append(functools.partial(delattr, tasks, name))
+        _patches.publish(tasks, name, cls)
     torch.serialization.add_safe_globals(list(_module_classes(new.values())))
-
-
-def _remove(listed: list[Any], value: Any) -> None:
-    with contextlib.suppress(ValueError):  # somebody has cleared the list
-        listed.remove(value)
-
-
-def _while_registered(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Ours as long as the plugin is on; others may hold it for longer."""
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (ours if _undo else original)(*args, **kwargs)
-
-    return call
-
-
-def _set(owner: type, name: str, ours: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
-    value = _while_registered(original, ours)
-
-    def undo() -> None:
-        if getattr(owner, name) is value:
-            setattr(owner, name, original)
-
-    _undo.append(undo)
-    setattr(owner, name, value)
-
-
-def _replace_function(original: Callable[..., Any], ours: Callable[..., Any]) -> None:
-    """Replace a function in every loaded module of Ultralytics that holds it; later imports get the replacement."""
-    replacement = _while_registered(original, ours)
-
-    def replace(old: Callable[..., Any], new: Callable[..., Any]) -> None:
-        for name, module in list(sys.modules.items()):
-            if name.split(".")[0] == "ultralytics":
-                for attribute in [key for key, held in vars(module).items() if held is old]:
-                    setattr(module, attribute, new)
-
-    _undo.append(functools.partial(replace, replacement, original))
-    replace(original, replacement)
 
 
 def _module_classes(families: Iterable[type[backbone.Backbone]]) -> Iterator[type[nn.Module]]:

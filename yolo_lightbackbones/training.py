@@ -8,7 +8,7 @@ branch, and where. And depthwise kernels, circular kernels and embeddings have f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,32 +17,59 @@ from torch import Tensor, nn
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 
-WEIGHT, NO_DECAY, MUON = "weight", "bn", "muon"
-"""What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised."""
+WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
+"""What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised, biases."""
+
+BUFFER, MUON_SGD_BUFFER = "momentum_buffer", "momentum_buffer_SGD"
+"""MuSGD's state. In a group that it orthogonalises, the first is an average of gradients and the second SGD's sum of
+them; in other groups the first is SGD's sum, and there is no second."""
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     """Move parameters of our backbones and blocks in `model` to the groups they belong in; return how many were moved.
 
-    Groups keep their places and options. States are saved, and loaded, in the order that there was: checkpoints can be
-    resumed with and without this, and Ultralytics may load its last one in the middle of a run (after a loss of NaN).
+    Groups keep their places and options; where they have no label, what they do says what they are. States are saved,
+    and loaded, as if nothing had been moved: in the order that there was, with MuSGD's two buffers where there were
+    two. So checkpoints can be resumed with and without this, and Ultralytics may load its last one in the middle of a
+    run (after a loss of NaN). Groups and parameters that are added later are saved behind the others of their group.
+
+    Raises:
+        ValueError: if there is no group to move them to. Nothing is moved then.
     """
     groups = optimizer.param_groups
+    names = {id(param): name for name, param in model.named_parameters()}
+    kinds = [_kind(group, names) for group in groups]
     wanted = _wanted_groups(model)
     before: list[list[Tensor]] = [list(group["params"]) for group in groups]
     moves = []
-    for group, params in zip(groups, before, strict=True):
+    for group, kind, params in zip(groups, kinds, before, strict=True):
         for param in params:
-            kind = wanted.get(id(param), {}).get(group.get("param_group", ""))
-            if kind is not None:
-                moves.append((param, group, _group_like(groups, kind, group)))
+            goal = wanted.get(id(param), {}).get(kind)
+            if goal is not None:
+                moves.append((param, group, _group_like(groups, kinds, goal, group)))
+    unmuoned = {id(param) for param, source, target in moves if source.get("use_muon") and not target.get("use_muon")}
     for param, source, target in moves:
         source["params"] = [other for other in source["params"] if other is not param]
         target["params"].append(param)
+        if id(param) in unmuoned and param in optimizer.state:  # resumed from what was trained without this
+            optimizer.state[param] = _as_sgd(optimizer.state[param])
     if moves:
-        optimizer.register_state_dict_post_hook(lambda own, state: _in_order(state, own.param_groups, before))
-        optimizer.register_load_state_dict_pre_hook(lambda own, state: _regrouped(state, own.param_groups, before))
+        optimizer.register_state_dict_post_hook(lambda own, state: _as_before(state, own, before, unmuoned))
+        optimizer.register_load_state_dict_pre_hook(lambda own, state: _as_now(state, own, before, unmuoned))
     return len(moves)
+
+
+def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it."""
+    label = group.get("param_group")
+    if label in {WEIGHT, NO_DECAY, MUON, BIAS}:
+        return str(label)
+    if group.get("use_muon"):
+        return MUON
+    if group.get("weight_decay"):
+        return WEIGHT
+    biases = bool(group["params"]) and all("bias" in names.get(id(param), "") for param in group["params"])
+    return BIAS if biases else NO_DECAY
 
 
 def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
@@ -64,14 +91,20 @@ def _is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
-def _group_like(groups: Iterable[dict[str, Any]], kind: str, source: dict[str, Any]) -> dict[str, Any]:
+def _group_like(
+    groups: Sequence[dict[str, Any]], kinds: Sequence[str], kind: str, source: dict[str, Any]
+) -> dict[str, Any]:
     """The group of that kind with the learning rate of `source`, or the last of that kind.
 
     The rate they start from: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
     """
-    alike = [group for group in groups if group.get("param_group") == kind]
+    alike = [group for group, its in zip(groups, kinds, strict=True) if its == kind]
     if not alike:
-        raise ValueError(f"The optimizer has no group {kind!r} to move parameters of our layers to.")
+        what = "with weight decay 0" if kind == NO_DECAY else "that is not orthogonalised"
+        raise ValueError(
+            f"The optimizer has no group {kind!r} to move parameters of our layers to, only {', '.join(kinds)}. "
+            f"Give it a group {what} for them, which may be an empty one."
+        )
     return next((group for group in alike if _start(group) == _start(source)), alike[-1])
 
 
@@ -80,29 +113,68 @@ def _start(group: dict[str, Any]) -> float:
     return rate
 
 
-def _in_order(state: dict[str, Any], groups: list[dict[str, Any]], before: list[list[Tensor]]) -> dict[str, Any]:
+def _order(groups: Sequence[dict[str, Any]], before: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The parameters of every group as if nothing had been moved: first those of `before`, then what was added."""
+    here = {id(param) for group in groups for param in group["params"]}
+    known = {id(param) for params in before for param in params}
+    added = [[param for param in group["params"] if id(param) not in known] for group in groups]
+    kept = [[param for param in params if id(param) in here] for params in before]
+    return [(kept[i] if i < len(kept) else []) + more for i, more in enumerate(added)]
+
+
+def _as_before(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, before: list[list[Tensor]], unmuoned: set[int]
+) -> dict[str, Any]:
     """The state dict as if the parameters were still in the groups of `before`."""
+    groups = optimizer.param_groups
     now = {id(param): i for i, param in enumerate(param for group in groups for param in group["params"])}
-    order = [id(param) for params in before for param in params]
-    renumbered = {number: state["state"][now[key]] for number, key in enumerate(order) if now[key] in state["state"]}
-    starts = [sum(map(len, before[:i])) for i in range(len(before))]
+    order = _order(groups, before)
+    momenta = {id(param): group.get("momentum", 0.0) for group in groups for param in group["params"]}
+    renumbered = {}
+    for number, key in enumerate(id(param) for params in order for param in params):
+        if now[key] in state["state"]:
+            own = state["state"][now[key]]
+            renumbered[number] = _as_muon(own, momenta[key]) if key in unmuoned else own
+    starts = [sum(map(len, order[:i])) for i in range(len(order))]
     saved = [
         {**group, "params": list(range(start, start + len(params)))}
-        for group, start, params in zip(state["param_groups"], starts, before, strict=True)
+        for group, start, params in zip(state["param_groups"], starts, order, strict=True)
     ]
     return {**state, "state": renumbered, "param_groups": saved}
 
 
-def _regrouped(
-    state: dict[str, Any], groups: list[dict[str, Any]], before: list[list[Tensor]]
+def _as_now(
+    state: dict[str, Any], optimizer: torch.optim.Optimizer, before: list[list[Tensor]], unmuoned: set[int]
 ) -> dict[str, Any] | None:
     """A state dict in the order of `before` with its parameters in the groups of now; None leaves it to torch."""
-    if [len(group["params"]) for group in state["param_groups"]] != [len(params) for params in before]:
+    groups = optimizer.param_groups
+    order = _order(groups, before)
+    if [len(group["params"]) for group in state["param_groups"]] != [len(params) for params in order]:
         return None  # of another model or optimizer; torch says so
     keys = [key for group in state["param_groups"] for key in group["params"]]
-    key_of = dict(zip((id(param) for params in before for param in params), keys, strict=True))
+    key_of = dict(zip((id(param) for params in order for param in params), keys, strict=True))
     own = [
         {**saved, "params": [key_of[id(param)] for param in group["params"]]}
         for saved, group in zip(state["param_groups"], groups, strict=True)
     ]
-    return {**state, "param_groups": own}
+    converted = {key_of[key] for key in unmuoned if key in key_of}
+    states = {key: _as_sgd(own) if key in converted else own for key, own in state["state"].items()}
+    return {**state, "state": states, "param_groups": own}
+
+
+def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
+    """MuSGD's state of a parameter that it orthogonalised, for one that it does not: the same sum of gradients.
+
+    A state of 0.1.0 has the sum in the place of the average, and nothing else; it stays as it is.
+    """
+    if MUON_SGD_BUFFER not in state:
+        return state
+    others = {name: value for name, value in state.items() if name != MUON_SGD_BUFFER}
+    return {**others, BUFFER: state[MUON_SGD_BUFFER]}
+
+
+def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
+    """The other way: an average of gradients is (1 - momentum) times their sum, weight decay included."""
+    if BUFFER not in state:
+        return state
+    return {**state, BUFFER: state[BUFFER] * (1 - momentum), MUON_SGD_BUFFER: state[BUFFER]}

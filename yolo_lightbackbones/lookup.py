@@ -1,0 +1,54 @@
+"""Lets Ultralytics find our YAMLs by name; needs neither torch nor a family.
+
+`ultralytics.utils.checks.check_file` finds every file that a user names: models, data sets, recipes (`cfg=`), trackers.
+The `yolo` command calls it for `cfg=` before it imports any model, so this is put on as soon as `checks` is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from yolo_lightbackbones import configs
+from yolo_lightbackbones.patching import Patches
+
+MODULE, FUNCTION = "ultralytics.utils.checks", "check_file"
+
+_patches = Patches("ultralytics")
+_lock = threading.RLock()
+
+
+def install(checks: ModuleType) -> None:
+    """Put the look-up on `checks`; doing it again changes nothing. Without such a function, nothing happens."""
+    with _lock:
+        if not callable(getattr(checks, FUNCTION, None)):
+            return
+        try:
+            _patches.replace(checks, FUNCTION, _check_file)
+        except BaseException:
+            _patches.remove()
+            raise
+        _patches.active = True
+
+
+def remove() -> None:
+    """Take it off again."""
+    with _lock:
+        _patches.remove()
+
+
+def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
+    def check_file(file: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            found = original(file, *args, **kwargs)
+        except FileNotFoundError:
+            if (bundled := configs.find_config(file)) is None:
+                raise
+            return str(bundled)
+        if found or (bundled := configs.find_config(file)) is None:
+            return found
+        return str(bundled)
+
+    return check_file

@@ -1,0 +1,115 @@
+"""Puts functions of ours in the place of a package's own, and takes them off again; the standard library only.
+
+It is loaded together with Ultralytics' `checks`, before torch may be wanted: importing it must stay cheap.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+class Patches:
+    """What is put on one package: one by one, each only where it is not on yet, and taken off all together.
+
+    Args:
+        package: name of the package; functions are replaced in all of its modules.
+    """
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.active = False
+        """Whether ours run. Until then, and after `remove`, whoever holds a function of ours gets the original."""
+        self._undo: list[Callable[[], None]] = []
+
+    def keep(self, undo: Callable[[], None]) -> None:
+        """Remember how to take something off that is about to be put on; `undo` must bear that it is gone already."""
+        self._undo.append(undo)
+
+    def remove(self) -> None:
+        """Take everything off, the last first. What others have put on top since stays."""
+        self.active = False
+        while self._undo:
+            self._undo.pop()()
+
+    def set(
+        self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]], home: ModuleType
+    ) -> None:
+        """Replace a function of `owner`, a class of the module `home` or itself, by what `wrap` makes of it."""
+        original = getattr(owner, name)
+        if not self._is_wanted(original, home):
+            return
+        ours = self._while_active(original, wrap(original))
+
+        def undo() -> None:
+            if getattr(owner, name, None) is ours:
+                setattr(owner, name, original)
+
+        self.keep(undo)
+        setattr(owner, name, ours)
+
+    def replace(self, home: ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]]) -> None:
+        """Replace a function of `home` in every loaded module of the package that holds it; later imports get ours."""
+        original = getattr(home, name)
+        if not self._is_wanted(original, home):
+            return
+        ours = self._while_active(original, wrap(original))
+        self.keep(functools.partial(self._exchange, ours, original))
+        self._exchange(original, ours)
+
+    def publish(self, home: ModuleType, name: str, value: Any) -> None:
+        """Give `home` a name that it does not have."""
+        if hasattr(home, name):
+            return
+
+        def undo() -> None:
+            if getattr(home, name, None) is value:
+                delattr(home, name)
+
+        self.keep(undo)
+        setattr(home, name, value)
+
+    def enlist(self, listed: list[Any], value: Any) -> None:
+        """Append `value` to a list of the package, once."""
+        if value in listed:
+            return
+
+        def undo() -> None:
+            if value in listed:  # unless somebody has cleared the list
+                listed.remove(value)
+
+        self.keep(undo)
+        listed.append(value)
+
+    def _is_wanted(self, function: Any, home: ModuleType) -> bool:
+        """Whether ours has to be put on: it is not there, and nobody else has replaced it since.
+
+        A module that was executed anew has functions of its own again.
+        """
+        return not is_ours(function) and (not self.active or getattr(function, "__globals__", None) is vars(home))
+
+    def _while_active(self, original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (ours if self.active else original)(*args, **kwargs)
+
+        return call
+
+    def _exchange(self, old: Any, new: Any) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] == self.package:
+                held = getattr(module, "__dict__", {})  # None is a module that must not be imported
+                for attribute in [key for key, value in list(held.items()) if value is old]:
+                    setattr(module, attribute, new)
+
+
+def is_ours(function: Any) -> bool:
+    """Whether the function is one that `Patches` put there, whatever others have wrapped around it since."""
+    while function is not None:
+        if getattr(function, "__globals__", None) is globals():
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
