@@ -24,7 +24,8 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import commands
@@ -240,18 +241,23 @@ def test_the_commands_of_a_page_run(
     installation = chosen(page, request)
     variables = environment(installation)
     folder = standins.make(tmp_path / "anywhere", HAS[page])
-    if page == "docs/add-a-backbone.md":
-        variables["PYTHONPATH"] = os.pathsep.join(
-            [install_the_example(tmp_path / "site"), variables.get("PYTHONPATH", "")]
-        )
     for block in [block for name in (page, *FOLLOWED_BY.get(page, ())) for block in BLOCKS[name]]:
         if block.reason is None:
-            commands.run(block, folder, variables)
+            commands.run(block, folder, with_the_example(block.commands, variables, tmp_path / "site"))
     for name in LEAVES.get(page, ()):
         assert (folder / name).stat().st_size > 0, name
 
 
-def install_the_example(site: Path) -> str:
+def with_the_example(lines: Iterable[str], environment: dict[str, str], site: Path) -> dict[str, str]:
+    """The environment of commands that train PlainNet: with a package that announces it, as the page tells to make."""
+    if not any("yolo train model=examples/custom_backbone.yaml" in line for line in lines):
+        return environment
+    install_the_example(site)
+    path = [str(site), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def install_the_example(site: Path) -> None:
     """What `pip install` makes of a package with examples/custom_backbone.py and the entry point of the page."""
     page = (REPOSITORY / "docs" / "add-a-backbone.md").read_text(encoding="utf-8")
     entry_point = re.search(r"^\[project.entry-points.(\w+)\]\n(\w+) = \"(\S+)\"$", page, re.MULTILINE)
@@ -261,7 +267,6 @@ def install_the_example(site: Path) -> str:
     (site / "custom_backbone.py").write_text((REPOSITORY / "examples" / "custom_backbone.py").read_text())
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: plainnet\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(f"[{entry_point[1]}]\n{entry_point[2]} = {entry_point[3]}\n")
-    return str(site)
 
 
 def test_what_runs_on_a_wheel_runs_on_the_checkout_as_well() -> None:
@@ -340,6 +345,7 @@ def jobs_of(block: Block, folder: Path) -> list[Job]:
 
 
 def run_all(jobs: list[Job], folder: Path, python: Path, environment: dict[str, str]) -> list[tuple[Job, Ended]]:
+    folder.mkdir(exist_ok=True)
     results = list(zip(jobs, commands.run_forked(jobs, folder / "jobs", python, environment), strict=True))
     for job, ended in results:
         assert ended.code == 0, f"in {job.folder}: {' '.join(job.words)}\n{ended.output[-3000:]}"
@@ -385,11 +391,14 @@ def test_the_commands_in_the_docstrings_of_examples_run(
 ) -> None:
     installation = chosen(script, request)
     variables = environment(installation)
-    variables["PYTHONPATH"] = os.pathsep.join([install_the_example(tmp_path / "site"), variables.get("PYTHONPATH", "")])
     folder = standins.make(tmp_path / "anywhere", ("examples", *DOCSTRINGS[script]))
     (block,) = BLOCKS[script]
     assert block.reason is None
-    run_all(jobs_of(block, folder), tmp_path, installation.python, variables)
+    for program in dict.fromkeys(commands.words(line)[0] for line in block.commands):
+        lines = tuple(line for line in block.commands if commands.words(line)[0] == program)
+        jobs = jobs_of(replace(block, commands=lines), folder)
+        own = with_the_example(lines, variables, tmp_path / "site")
+        run_all(jobs, tmp_path / program, installation.python, own)
 
 
 def test_every_script_says_whether_its_commands_are_run() -> None:
