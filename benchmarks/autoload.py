@@ -2,6 +2,8 @@
 
     python benchmarks/autoload.py [--runs 100]
 
+No test runs this: it measures time, which a busy machine cannot.
+
 Prints the median of both, their difference and their ratio, and writes them to benchmarks/autoload.json.
 """
 

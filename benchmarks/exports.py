@@ -1,7 +1,9 @@
 """The export matrix: every family in every format that can be produced on Linux, with its accuracy, error and speed.
 
     python benchmarks/exports.py --train [--images FOLDER] [--imgsz 160] [--only onnx ...] [--families repvit ...]
-    python benchmarks/exports.py --weights edgevit=best.pt ... --data my.yaml [--imgsz 320]
+    python benchmarks/exports.py --weights edgevit=best.pt ... --data data.yaml [--imgsz 320]
+
+No test runs these: they take hours.
 
 Writes docs/exports.json and docs/exports.md. Each export runs in a process of its own; a failed one is a row as well.
 `--train` first trains the detectors that `.export` does not hold yet on the digits, 10 to 30 minutes each on a CPU.

@@ -1,11 +1,16 @@
 """The export formats that the matrix runs, and how each gets the packages it needs.
 
+    python benchmarks/formats.py litert    # installs them into .export/litert
+
+No test runs this: the packages come from the network.
+
 A format whose packages do not go with the others' gets them in an overlay: a folder of its own under `.export`, put in
 front of the environment's packages.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import subprocess
 import sys
@@ -199,3 +204,14 @@ def versions(chosen: Format) -> str:
         distribution = next(iter(importlib.metadata.distributions(name=package, path=path)), None)
         found.append(f"{package} {distribution.version if distribution else '(missing)'}")
     return ", ".join(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Install a format's own packages into its overlay.")
+    overlays = {chosen.name: chosen for chosen in FORMATS if chosen.overlay}
+    parser.add_argument("format", choices=overlays)
+    print(overlay_of(overlays[parser.parse_args().format]))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
     python benchmarks/gallery.py --data bccd=bccd.yaml --folder runs/learning [--scale n] [--seed 0]
 
+No test runs this: it needs detectors that take hours to train.
+
 Takes the detectors that `benchmarks/learning.py` left in that folder, `yolo predict`s test images with each of them,
 and writes docs/gallery-DATA-SCALE.jpg, a row per model, and docs/confusion-DATA-SCALE.png, both small.
 """

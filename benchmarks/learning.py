@@ -2,6 +2,8 @@
 
     python benchmarks/learning.py --data bccd=bccd.yaml digits --scales n s --seeds 0 1 2
 
+No test runs this: it takes hours, and BCCD is not in the project.
+
 Every run is `yolo train cfg=RECIPE model=... data=... seed=...` in a process of its own, then `yolo val split=test` of
 its best.pt. Results are added to docs/accuracy.json as they come, and runs that are there with the recipe's present
 settings are not repeated, so that the command can be interrupted and given again; `--jobs 2` runs two at a time. At the

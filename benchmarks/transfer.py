@@ -2,6 +2,8 @@
 
     python benchmarks/transfer.py [--families repvit edgevit] [--starts scratch pretrained] [--seeds 0] [--trial lr0=LR]
 
+No test runs this: it takes hours.
+
 Per family: `yolo classify train` on a folder of single digits, drawn from the scans of the detection set's train split
 alone; `lightbackbones convert` of its best.pt; and `yolo train` on a tenth of the detection set, from that and from
 scratch, with the family's recipes for few images; `--trial` tries something else than theirs. Writes

@@ -16,7 +16,7 @@ into a package, and announce the class in that package's `pyproject.toml` as an 
 
 Once that package is installed, every process knows the class without importing anything:
 
-    yolo train model=custom_backbone.yaml data=coco8.yaml
+    yolo train model=examples/custom_backbone.yaml data=digits.yaml
 """
 
 from __future__ import annotations

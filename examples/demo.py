@@ -2,7 +2,7 @@
 
     python examples/demo.py
 
-Each step is an ordinary command, printed before it runs. Everything is saved under runs/demo of the current folder; the
+No test runs this: it takes minutes. Each step is an ordinary command, printed before it runs. Everything is saved under runs/demo of the current folder; the
 data set is drawn on first use into Ultralytics' data set folder.
 """
 
@@ -83,7 +83,7 @@ def check_requirements() -> None:
     needed = {"sklearn": "scikit-learn", "onnx": "onnx", "onnxslim": "onnxslim", "onnxruntime": "onnxruntime"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
-        sys.exit(f'error: the demo needs {", ".join(missing)}: pip install "yolo-lightbackbones[demo]"')
+        sys.exit(f'error: the demo needs {", ".join(missing)}: pip install ".[demo]" in a clone')
 
 
 def saved_as(name: str) -> dict[str, object]:

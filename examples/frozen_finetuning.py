@@ -1,9 +1,8 @@
 """Fine-tuning with the backbone frozen: the neck and the head learn, the pretrained features stay as they are.
 
-    lightbackbones convert repvit_m0_9 --model yolov5_repvit.yaml --scale n -o init.pt
-    python examples/frozen_finetuning.py init.pt --data my.yaml --epochs 20
-
-    python examples/frozen_finetuning.py runs/detect/train/weights/best.pt --data digits.yaml    # or from a training
+    lightbackbones convert repvit_m0_9_distill_450e.pth --model yolov5_repvit.yaml --scale n -o init.pt
+    python examples/frozen_finetuning.py init.pt --data data.yaml --epochs 20
+    python examples/frozen_finetuning.py best.pt --data digits.yaml    # or from a training
 
 The whole backbone is layer 0 of the model, so that `freeze=[0]` freezes it and nothing else. What Ultralytics makes of
 that, and what this script measures after the training:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from installing import build_wheel, new_environment, pip
 
 CODE = """
 import ultralytics.nn.tasks as tasks
@@ -22,35 +19,14 @@ print(yolo_lightbackbones.__file__)
 """
 
 
-def pip(*arguments: str, cwd: Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built without network and without an isolated environment."""
-    repository = Path(__file__).resolve().parent.parent
-    target = tmp_path_factory.mktemp("wheel")
-    pip("wheel", str(repository), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(target), cwd=target)
-    (built,) = target.glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """Python of a new environment that sees this one's packages, but none of its autoload or editable files."""
-    folder = tmp_path / "environment"
-    venv.create(folder, with_pip=False)
-    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
-    python = scripts / Path(sys.executable).name
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    Path(site, "_existing.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return python
+    return new_environment(tmp_path / "environment")
 
 
 def run(python: Path, cwd: Path) -> list[str]:

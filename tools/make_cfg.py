@@ -2,6 +2,8 @@
 
     python tools/make_cfg.py            # make cfg
 
+No test runs this: it takes minutes. `tests/test_configs.py` compares what it writes with cfg/.
+
 The necks are data in `yolo_lightbackbones/necks.py`, the text is made by `yolo_lightbackbones/model_yaml.py`.
 """
 

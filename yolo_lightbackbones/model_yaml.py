@@ -189,10 +189,11 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> li
     else:
         choice = f"    # {', '.join(letters[:-1])} or {letters[-1]}; without a letter: {letters[0]}"
     verb = "" if task == "detect" else f"{task} "
-    lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{choice}"]
+    kept = " project=$PWD name=pretrain exist_ok=True" if task == "classify" else ""  # where the next line looks for it
+    lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{kept}{choice}"]
     if task == "classify":
         target = f"--model {file_name('yolov5', TAPS[1:], 'detect', backbone)} --scale {letters[0]} -o init.pt"
-        lines.append(f"# lightbackbones convert runs/classify/train/weights/best.pt {target}")
+        lines.append(f"# lightbackbones convert pretrain/weights/best.pt {target}")
     return lines
 
 

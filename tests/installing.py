@@ -1,0 +1,38 @@
+"""A wheel of this checkout, and new environments to install it into, without network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pip(*arguments: str, cwd: Path) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel of this checkout, built without network and without an isolated environment."""
+    pip("wheel", str(REPOSITORY), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def new_environment(folder: Path) -> Path:
+    """Python of a new environment that sees this one's packages, but none of its autoload or editable files."""
+    venv.create(folder, with_pip=False)
+    scripts = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / Path(sys.executable).name
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    Path(site, "_existing.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return python
