@@ -68,7 +68,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, WriteError) or error.errno not in _CANNOT_WRITE:
+        if isinstance(error, WriteError) or error.errno not in CANNOT_WRITE:
             raise
         raise _named(error, path) from error
 
