@@ -89,6 +89,16 @@ def test_a_folded_kernel_that_changes_is_computed_anew(way: str) -> None:
         torch.testing.assert_close(run(exported, x), run(branch, x), rtol=tolerance, atol=tolerance)
 
 
+def test_a_compiled_branch_follows_its_kernels() -> None:
+    branch, folded, x = folded_branch()
+    compiled = torch.compile(folded, backend="eager", fullgraph=True)
+    torch.testing.assert_close(run(compiled, x), run(branch, x))
+    with torch.no_grad():
+        folded.kernel2.mul_(2)
+        branch.conv2.weight.mul_(2)
+    torch.testing.assert_close(run(compiled, x), run(branch, x))
+
+
 def test_parameters_lent_for_a_call_are_used() -> None:
     branch, folded, x = folded_branch()
     before = run(folded, x)

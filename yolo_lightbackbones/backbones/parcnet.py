@@ -413,9 +413,15 @@ def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
     """
     norm: nn.Module | None = getattr(layer, "norm", None)
     asks_others = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
-    alone = x.shape[0] == 1 and not asks_others
-    if alone and isinstance(layer, ConvNorm) and isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
-        return F.batch_norm(layer.conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    if (
+        isinstance(layer, ConvNorm)
+        and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        and norm.training
+        and not asks_others
+        and x.shape[0] == 1  # last: in a recording it would become a constant
+    ):
+        x = layer.conv(x)
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     out: Tensor = layer(x)
     return out
 
