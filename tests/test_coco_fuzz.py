@@ -483,5 +483,6 @@ def test_broken_folders_and_files(categories: dict[int, str], images: Path, tmp_
             assert not any(victim.iterdir()), "written through a link"
         except (Exception, Hang) as error:
             raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
-    assert min(accepted.values()) > CASES / 12, f"of too little use: {accepted}"
-    assert max(accepted.values()) < CASES / 2.5, f"of too little use: {accepted}"
+    if CASES >= 100:  # else a few seeds are looked at again
+        assert min(accepted.values()) > CASES / 12, f"of too little use: {accepted}"
+        assert max(accepted.values()) < CASES / 2.5, f"of too little use: {accepted}"

@@ -583,6 +583,7 @@ def test_our_yaml_has_the_number_of_images_that_the_lists_have(root: Path) -> No
         + "train: val2017.txt\n",
         "train: &t [*t]\nval: val2017.txt\n",
         "train: " + "[" * 3000,
+        "train: " + "[" * 300 + "a," * 100_000,
         "train: !!timestamp never\nval: !!int ''\n",
         'train: "\\UFFFFFFFF"\n',
         "[train, val]",
@@ -592,9 +593,9 @@ def test_our_yaml_has_the_number_of_images_that_the_lists_have(root: Path) -> No
 )
 def test_a_yaml_of_any_kind_is_left_alone(content: str, root: Path) -> None:
     (root / "coco.yaml").write_text(content)
-    started = time.monotonic()
+    started = time.process_time()
     assert report(root)["yaml"] == "left alone"
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert (root / "coco.yaml").read_text() == content
 
 
@@ -639,6 +640,13 @@ BAD_NAMES = {
     "000000000012.png": "shared_labels",
     "000000000012.txt/a.jpg": "shared_labels",
 }
+
+
+def test_a_badly_named_image_is_no_stranger(root: Path) -> None:
+    image = root / "images" / "val2017" / "000000000011.jpg"
+    image.rename(image.with_name("a\nb.jpg"))
+    change(root, "val2017", "images", 0, file_name="a\nb.jpg")
+    assert report(root, exit_code=1)["splits"]["val2017"]["notes"].keys() == {"flat_boxes"}
 
 
 def ultralytics_reading(root: Path, split: str) -> list[str]:

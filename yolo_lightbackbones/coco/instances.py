@@ -28,8 +28,8 @@ class Instances:
     """The images of one annotation file, and what is wrong with its annotations."""
 
     images: dict[int, Image]  # by id; those whose names can be used
-    badly_named: dict[str, Tally] = field(default_factory=dict)  # kind of problem -> images left out for it
-    badly_named_ids: set[int] = field(default_factory=set)
+    badly_named: dict[int, Any] = field(default_factory=dict)  # id -> file_name of the others
+    name_problems: dict[str, Tally] = field(default_factory=dict)  # kind of problem -> what is wrong with these
     annotations: int = 0
     crowds: int = 0
     annotated: set[int] = field(default_factory=set)  # ids of images with any annotation, crowd regions included
@@ -113,11 +113,10 @@ def _images(entries: list[Any], path: Path) -> Instances:
             for number, entry in listed.items()
             if number not in faults
         },
-        badly_named_ids=set(faults),
+        badly_named={number: listed[number].get("file_name") for number in faults},
     )
     for number, fault in faults.items():
-        example = f"id {number}: {quoted(listed[number].get('file_name'))}"
-        found.badly_named.setdefault(fault, Tally()).add(example)
+        found.name_problems.setdefault(fault, Tally()).add(f"id {number}: {quoted(found.badly_named[number])}")
     return found
 
 
@@ -135,7 +134,7 @@ def _count(annotation: dict[str, Any], found: Instances, categories: Set[int]) -
     found.annotations += 1
     number = annotation["image_id"]
     image = found.images.get(number)
-    if image is None and number not in found.badly_named_ids:
+    if image is None and number not in found.badly_named:
         found.unlisted_image.add(f"image_id {number}")
         return
     found.annotated.add(number)

@@ -33,7 +33,7 @@ from yolo_lightbackbones.writing import naming, write_text
 DATA_YAML = "coco.yaml"
 SCRATCH = ".coco-prepare-"
 _DAY = 24 * 60 * 60  # seconds
-_LONGEST_YAML = 200_000  # characters of a data YAML that are read; ours has 3,000
+_LONGEST_YAML = 50_000  # characters of a data YAML that are read; ours has 3,000
 
 Convert = Callable[[Path, Path], None]
 """Makes of the annotation files in a folder a new folder with labels/<split>/*.txt: Ultralytics' `convert_coco`."""
@@ -150,11 +150,11 @@ def _check_targets(root: Path, splits: Sequence[Split]) -> None:
 
 def _report_annotations(work: _Work) -> None:
     instances, report = work.instances, work.report
-    report.images = len(instances.images) + len(instances.badly_named_ids)
+    report.images = len(instances.images) + len(instances.badly_named)
     report.annotations = instances.annotations
     report.crowds = instances.crowds
     report.images_without_annotations = report.images - len(instances.annotated)
-    report.problems |= instances.badly_named
+    report.problems |= instances.name_problems
     for kind, tally in (
         ("unknown_categories", instances.unknown_category),
         ("outside_boxes", instances.outside),
@@ -184,9 +184,10 @@ def _check_images(work: _Work, record: Record, step: Callable[[], None]) -> None
                     report.note("unfinished_jpegs", name)
                 if number not in work.instances.bad_images:
                     work.usable.append(name)
+    annotated = {*images, *(name for name in work.instances.badly_named.values() if isinstance(name, str))}
     for path, _, files in os.walk(folder):
         for name in sorted(Path(path, file).relative_to(folder).as_posix() for file in files):
-            if name not in images:
+            if name not in annotated:
                 report.note("strangers", name)
 
 
