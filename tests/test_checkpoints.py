@@ -453,6 +453,28 @@ def test_tensors_without_plain_finite_values(
     assert sorted(load_weights(backbone, file, strict=False).missing) == sorted([stem, last])
 
 
+def test_thousands_of_unknown_names_make_a_short_message(tmp_path: Path) -> None:
+    value = torch.ones(1)
+    strange = {f"part{i}\x1b[2J.{'x' * 150}.\n{i}": value for i in range(20_000)}
+    file = save({**own_state("edgevit_xxs"), **strange, **{f"entry\r{i}": i for i in range(3)}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"20003 unknown here:(.|\n)*\.\.\. \(19,983 more\)") as caught:
+        load_weights(blank("edgevit_xxs"), file)
+    report = engine.LoadReport("official", (), dropped=tuple(strange), unexpected=tuple(strange))
+    for text in (str(caught.value), str(report)):
+        assert len(text) < 10_000
+        assert text.replace("\n", "").isprintable()
+    assert r"part0\x1b[2J." in str(caught.value)
+
+
+def test_odd_names_are_unknown_ones(tmp_path: Path) -> None:
+    """Digits that are no numbers, numbers that Python refuses to read, nothing at all."""
+    names = ["stages.\u00b2.w", f"stages.{'9' * 150}.w", "stages.1.blocks.\u0663.w", "....", "", "stages."]
+    file = save({**own_state("edgevit_xxs"), **{name: torch.ones(1) for name in names}}, tmp_path / "x.pth")
+    assert sorted(load_weights(blank("edgevit_xxs"), file, strict=False).unexpected) == sorted(names)
+    with pytest.raises(ValueError, match="6 unknown here"):
+        load_weights(blank("edgevit_xxs", taps=("P2",)), file)
+
+
 def test_a_mean_of_weights(tmp_path: Path) -> None:
     """As torch.optim.swa_utils.AveragedModel keeps it: a module, and of how many it is the mean."""
     model, backbone = torch.optim.swa_utils.AveragedModel(create_backbone("edgevit_xxs")), blank("edgevit_xxs")
@@ -650,7 +672,7 @@ def garbage(kind: str, folder: Path) -> Path:
         ("truncated zip", r"damaged or cut off \(100,000 bytes\)\. Download"),
         ("truncated old", r"damaged or cut off \(100,000 bytes\)\. Download"),
         ("truncated safetensors", "damaged or cut off.*Download"),
-        ("damaged zip", "is damaged. Download"),
+        ("damaged zip", r"is damaged: the checksum of a part of it is wrong\. Download"),
         ("other zip", "not a checkpoint"),
         ("no safetensors", "not a safetensors file"),
         ("empty", "an empty file.*Give weights"),

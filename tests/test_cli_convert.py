@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import published
 import pytest
 import torch
 import yaml
+from conftest import SHARED
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -399,6 +401,112 @@ def test_checkpoints_of_any_name_are_read_where_they_are(
     (damaged := tmp_path / name).write_bytes(initial.read_bytes()[:-1000])
     assert convert(damaged, files / "yolov5_tiny.yaml", tmp_path / "no.pt", "--scale", "n").exit_code == 1
     assert damaged.exists()
+
+
+class Call:
+    """A pickle that calls something."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.reduced = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("call", r"calls ultralytics\.nn\.tasks\.DetectionModel\), which could run any code"),
+        ("class", r"keeps ultralytics\.nn\.tasks\.DetectionModel\), which could run any code"),
+        ("getattr", r"calls builtins\.getattr"),
+        ("itself", "whose model contains itself"),
+        ("shared", "whose model contains itself"),
+        ("strange", "whose model contains itself, or things that are no layers"),
+        ("wide", r"declares tensors of 216\d{9} bytes, which it cannot hold"),
+        ("old", "has the format of torch before 1.6"),
+    ],
+)
+def test_checkpoints_of_strangers(kind: str, message: str, initial: Path, files: Path, tmp_path: Path) -> None:
+    """Ultralytics' restricted loader knows its models, and building one evaluates its YAML's activation."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    trace = tmp_path / "executed"
+    config = {**PLAIN, "activation": f"__import__('os').mkdir({str(trace)!r}) or nn.SiLU()"}
+    checkpoint = torch.load(initial, weights_only=False)
+    net = checkpoint["model"]
+    if kind in {"call", "class", "getattr"}:
+        odd = {"call": Call(DetectionModel, config), "class": DetectionModel}
+        checkpoint["odd"] = odd.get(kind, Call(getattr, DetectionModel, "load"))
+    elif kind == "itself":
+        net._modules["itself"] = net
+    elif kind == "shared":
+        part: torch.nn.Module = torch.nn.Identity()
+        for _ in range(12):
+            part = torch.nn.Sequential(*[part] * 40)
+        net._modules["shared"] = part
+    elif kind == "strange":
+        net._modules["strange"] = {"a": 1}
+    elif kind == "wide":
+        net.register_buffer("wide", torch.zeros(1).expand(10**9, 54))
+    torch.save(checkpoint, path := tmp_path / "x.pt", _use_new_zipfile_serialization=kind != "old")
+    arguments = ("--scale", "n")
+    assert_refused(convert(path, files / "yolov5_tiny.yaml", tmp_path / "init.pt", *arguments), message)
+    for command in (["info", str(path)], ["compare", "repvit_m0_6", str(path), "--imgsz", "32"]):
+        assert_refused(CliRunner().invoke(app, command), message)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("command", ["info", "convert"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_damaged_files_are_told_in_one_sentence(
+    command: str, suffix: str, initial: Path, files: Path, tmp_path: Path
+) -> None:
+    """A directory that says it is on two disks, one whose names are no text, one whose entries are elsewhere."""
+    content = (initial if suffix == ".pt" else files / "weights.pth").read_bytes()
+    last = content.rindex(b"PK\x05\x06")
+    two_disks = content[:last] + b"PK\x06\x07" + struct.pack("<LQL", 0, 0, 2) + content[last:]
+    for number, damaged in enumerate(
+        (
+            two_disks,
+            content[:-400] + content[-400:].replace(b"/", b"\xaa"),
+            content[:-400] + content[-400:].replace(b"PK\x01\x02", b"PK\x01\x03"),
+            content[: len(content) // 2],
+            content[1000:],
+        )
+    ):
+        (path := tmp_path / f"x{number}{suffix}").write_bytes(damaged)
+        if command == "info":
+            result = CliRunner().invoke(app, ["info", str(path)])
+        else:
+            result = convert(path, files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n")
+        assert_refused(result, r"^Error: .*(damaged|not a checkpoint|not a safetensors file).*\.\n$")
+
+
+@pytest.mark.parametrize("name", ["BadZipFile_zip.pth", "UnicodeDecodeError_zip.pth", "w_86_zip.pth"])
+def test_damaged_files_that_were_seen(name: str, files: Path, tmp_path: Path) -> None:
+    if not (path := SHARED / "cases" / name).is_file():
+        pytest.skip("the file is not beside this checkout; the test before this one makes such files itself")
+    assert_refused(CliRunner().invoke(app, ["info", str(path)]), "is damaged")
+    assert_refused(convert(path, files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n"), "is damaged")
+
+
+def test_partial_weights_with_thousands_of_names(files: Path, tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    strange = {f"odd\x1b[2J{i}": torch.zeros(1) for i in range(3000)}
+    save_file({**weights, **strange}, tmp_path / "x.safetensors")
+    arguments = (tmp_path / "x.safetensors", files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n")
+    result = convert(*arguments, "--partial")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"unexpected: odd\\x1b\[2J0, .*, \.\.\. \(2,950 more\)\n", result.stdout)
+    assert len(result.stdout) < 5000
+
+
+def test_what_a_download_is_compared_with_is_said(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (cache := tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (cache / "repvit_m0_6_distill_300e.pth").write_bytes((files / "weights.pth").read_bytes())
+    result = convert("repvit_m0_6", files / "yolov5_tiny.yaml", tmp_path / "init.pt", "--scale", "n", "--json")
+    assert json.loads(result.stdout)["family"] == "repvit"
+    assert "repvit_m0_6_distill_300e: nobody has published its SHA-256" in result.stderr
 
 
 def test_a_fused_checkpoint_is_told(initial: Path, files: Path, tmp_path: Path) -> None:

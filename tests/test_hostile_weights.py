@@ -95,10 +95,11 @@ def text(value: str) -> bytes:
 
 
 def refused(path: Path, match: str, seconds: float = 1.0) -> str:
-    start = time.monotonic()
+    """The message; `seconds` of this thread's own time, since machines can be busy."""
+    start = time.thread_time()
     with pytest.raises(CheckpointError, match=match) as caught:
         files.read_tensors(path)
-    assert time.monotonic() - start < 5 * seconds  # five times: machines can be busy
+    assert time.thread_time() - start < seconds
     assert len(str(caught.value)) < 2000
     return str(caught.value)
 
@@ -265,7 +266,7 @@ def test_few_values_that_stand_for_many(old: bool, tmp_path: Path) -> None:
 )
 def test_pickles_that_are_wrong(pickled: bytes, match: str, tmp_path: Path) -> None:
     write(tmp_path / "x.pth", archive(pickled, {"data/0": bytes(16)}))
-    refused(tmp_path / "x.pth", match, seconds=2)
+    refused(tmp_path / "x.pth", match, seconds=5)
 
 
 def test_a_pickle_written_by_hand_is_read(tmp_path: Path) -> None:
@@ -661,7 +662,7 @@ def test_files_that_are_nearly_right(tmp_path: Path) -> None:
     for number in range(FUZZED):
         suffix, content = fuzzer.file()
         path = write(tmp_path / f"x{suffix}", content)
-        start = time.monotonic()
+        start = time.thread_time()
         tensors, others, message = {}, [], "nothing was wrong with it"
         try:
             tensors, others = files.read_tensors(path)
@@ -679,7 +680,7 @@ def test_files_that_are_nearly_right(tmp_path: Path) -> None:
                 pass
             except Exception as error:
                 raise AssertionError(f"file {number}, as a whole model: {content[:2000]!r}") from error
-        assert time.monotonic() - start < 5, number
+        assert time.thread_time() - start < 5, number
         assert sum(tensor.nbytes for tensor in tensors.values()) <= 4 * len(content) + (1 << 26)
         assert max(map(len, others), default=0) < 500
         assert 20 < len(message) < 2000, number

@@ -267,6 +267,7 @@ def zip_records(file: BinaryIO, size: int) -> dict[str, Span]:
             "Give the .pth, .pt or .safetensors file it was exported from."
         )
     records: dict[str, Span] = {}
+    checked = any(entry.CRC for entry in entries)  # torch can be told to leave checksums out; then all of them are 0
     for entry in entries:
         name = entry.filename.removeprefix(f"{folder}/")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
@@ -274,13 +275,13 @@ def zip_records(file: BinaryIO, size: int) -> dict[str, Span]:
                 "is compressed or encrypted, which torch.save never does. Unpack it; if it is a checkpoint that was "
                 "packed anew, load and save it where it was made."
             )
-        file.seek(max(entry.header_offset, 0))
+        inside = 0 <= entry.header_offset < size
+        file.seek(entry.header_offset if inside else size)
         header = file.read(30)
         if len(header) != 30 or header[:4] != ZIP or name in records:
             raise UnreadableError(f"is damaged: its directory and its records differ. {AGAIN}")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-        # Where torch was told to leave checksums out, all of them are 0.
-        records[name] = Span(start, entry.file_size, entry.CRC or None)
+        records[name] = Span(start, entry.file_size, entry.CRC if checked else None)
     if "data.pkl" not in records or sum(span.size for span in records.values()) > size:
         raise UnreadableError(f"is damaged: its records are larger than itself. {AGAIN}")
     return records
