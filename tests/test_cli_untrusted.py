@@ -223,6 +223,10 @@ MERGED = "a: &a {k: 1}\n" + "".join(
         ("scales: {n: [1000, 1, 9]}" + HEAD + "  - [-1, 2, nn.Identity, []]", "row 3 .*repeats is 2 times a depth of"),
         (HEAD + "  - [-1, 1, nn.Identity, ['9999999999']]", "row 3 .*the number 9999999999"),
         (HEAD + f"  - [-1, 1, nn.Identity, ['{'-' * 300}1']]", "row 3 .*a text of 301 characters"),
+        (
+            HEAD + "  - [[1], 1, RTDETRDecoder, [nc, 256, 300, 4, 8, 50000]]",
+            "row 3 .*decoder layers, is 50000; .*most 100",
+        ),
         ("channels: 1000000" + HEAD, "channels is 1000000; it must be a whole number above 0 and at most 1024"),
     ],
 )
@@ -233,6 +237,23 @@ def test_bombs(text: str, message: str) -> None:
     assert time.process_time() - start < 3
     assert re.search(message, line), line
     assert "my.yaml" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reg_max: 1000000" + HEAD, "more than 1,000,000,000 parameters"),
+        ("nc: 1000000" + HEAD, "more than 1,000,000,000 parameters|a feature map of 1,024,000,000 values"),
+        (f"{HEAD}  - [1, 1, nn.Conv2d, [48, 1000000, 9]]\n  - [[1], 1, Detect, [nc]]", "more than 1,000,000,000 para"),
+        (f"{HEAD}  - [1, 1, nn.Upsample, [null, 3000]]\n  - [[3], 1, Detect, [nc]]", "a feature map of .* Upsample"),
+    ],
+)
+def test_models_beyond_any_memory(text: str, message: str) -> None:
+    Path("my.yaml").write_text(text if "nc: " in text else f"nc: 1\n{text}")
+    start = time.process_time()
+    line = told(run("info", "my.yaml"))
+    assert re.search(rf"my\.yaml describes a model with ({message})", line), line
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("content", [b"nc: 1\xff\xfe", b"\x00", b"nc: \x07"])

@@ -153,6 +153,7 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
             f"The last row of {model} is no head for any of {', '.join(MODELS)}. End it with Detect, Segment, "
             "Classify, Pose or OBB."
         )
+    untrusted.check_cost(config, channels, model)
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
     except rows.ConfigError:

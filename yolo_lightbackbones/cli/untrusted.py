@@ -8,8 +8,9 @@ and loads torchvision's weights for rows of `TorchVision`.
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ LARGEST_FILE = 1_000_000
 """Bytes; the bundled YAMLs have under 5,000."""
 
 _MOST_PARAMETERS = 100_000  # of an activation; PReLU has one per channel
+_MOST_DECODER_LAYERS = 100  # RT-DETR has 6
+_MOST_LAYERS = 50_000  # the largest bundled model has under 3,000
+_LARGEST_MODEL = 1_000_000_000  # parameters; the largest bundled model has 253 million
+_LARGEST_MAP = 1_000_000_000  # values, for an image of 256 x 256
 _PLACES = ("torch.nn.modules.", "torchvision.ops.", "ultralytics.nn.modules.")
 """Where the layers are that a row may name, besides ours."""
 
@@ -91,6 +96,7 @@ def check_model(config: Mapping[str, Any], name: str) -> None:
         for row in listed if isinstance(listed, list | tuple) else []:
             if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str):
                 _check_module(row[2], f"{name}, row {number} {flow(row)}")
+                _check_decoder(row, f"{name}, row {number} {flow(row)}")
             number += 1
 
 
@@ -178,6 +184,73 @@ def _check_module(module: str, where: str) -> None:
             f"{where}: {flow(module, 80)} is no layer of Ultralytics, torch.nn or this plugin, and a row that names it "
             "would run it. Give a YAML whose rows name layers."
         )
+
+
+def _check_decoder(row: Sequence[Any], where: str) -> None:
+    """Refuse decoder layers without end: Ultralytics copies them one by one, which `check_cost` does not see."""
+    if row[2] != "RTDETRDecoder" or len(row) < 4 or not isinstance(row[3], list):
+        return
+    count = row[3][5] if len(row[3]) > 5 else 6
+    if not isinstance(count, int) or count > _MOST_DECODER_LAYERS:
+        raise UserError(
+            f"{where}: the sixth argument, the number of decoder layers, is {quoted(count)}; it must be a whole "
+            f"number, at most {_MOST_DECODER_LAYERS}."
+        )
+
+
+def check_cost(config: Mapping[str, Any], channels: int, name: str) -> None:
+    """Refuse a model that needs more memory than any detector; it is built, and run on one image, without memory first.
+
+    Whatever fails in this for another reason passes: it fails again when the model is really built, with its own error.
+
+    Raises:
+        UserError: naming what is too large.
+    """
+    import torch
+    from torch.nn.modules import module as hooks
+    from ultralytics.nn import tasks
+
+    layers = parameters = 0
+
+    def refuse(what: str) -> None:
+        raise UserError(f"{name} describes a model with {what}. Its numbers are mistaken; write smaller ones.")
+
+    def count_layers(*_: Any) -> None:
+        nonlocal layers
+        layers += 1
+        if layers > _MOST_LAYERS:
+            refuse(f"more than {_MOST_LAYERS:,} layers")
+
+    def count_parameters(_module: Any, _name: str, parameter: Any) -> None:
+        nonlocal parameters
+        parameters += parameter.numel() if parameter is not None else 0
+        if parameters > _LARGEST_MODEL:
+            refuse(f"more than {_LARGEST_MODEL:,} parameters")
+
+    def check_map(module: Any, _inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and output.numel() > _LARGEST_MAP:
+            refuse(f"a feature map of {output.numel():,} values, from {type(module).__name__}")
+
+    handles = [
+        hooks.register_module_module_registration_hook(count_layers),
+        hooks.register_module_parameter_registration_hook(count_parameters),
+        hooks.register_module_forward_hook(check_map),
+    ]
+    try:
+        with torch.device("meta"), torch.no_grad():
+            net = tasks.BaseModel()
+            net.model, net.save = tasks.parse_model(copy.deepcopy(dict(config)), ch=channels, verbose=False)
+            net.eval()
+            for layer in net.model:
+                layer.training = True  # heads give maps then, and read no values; norms inside stay in eval mode
+            net(torch.zeros(1, channels, 256, 256))  # the size at which Ultralytics asks for the strides
+    except UserError:
+        raise
+    except Exception:  # of any kind, out of Ultralytics and torch
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def shortened(error: BaseException) -> str:
