@@ -240,20 +240,17 @@ def convert(runtime: str, onnx_file: Path, folder: Path) -> Path:
     """Export the network that `onnx_file` came from for another runtime."""
     from ultralytics import YOLO
 
+    from yolo_lightbackbones import exporting
+
     export_format, packages = RUNTIMES[runtime]
     for package in packages:
         pytest.importorskip(package)
     if export_format == "onnx":
         return onnx_file
-    # MNN's converter calls `pip install` through the shell each time: let it find one that does nothing.
-    pip = folder / "bin" / "pip"
-    pip.parent.mkdir()
-    pip.write_text("#!/bin/sh\n")
-    pip.chmod(0o755)
     weights = folder / "model.pt"
     weights.write_bytes(onnx_file.with_suffix(".pt").read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(pip.parent), prepend=os.pathsep)
+    # This network is stock, and MNN's converter then runs `pip install` and contacts a server: let it find a stand-in.
+    with pytest.MonkeyPatch.context() as patch, exporting.no_hidden_installs():
         for name, value in PATIENT.items():
             patch.setenv(name, value)
         return Path(YOLO(weights).export(format=export_format, imgsz=IMGSZ))

@@ -6,8 +6,12 @@ The command exports, as a user would; the runtimes are called directly. Slower f
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.metadata
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,21 +33,49 @@ Runtime = Callable[[Path, np.ndarray], np.ndarray]
 """Runs a file on an image (1, 3, H, W), float32, and gives the network's output (1, 4 + classes, N)."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def family(name: str) -> Any:
+    """The tests of a family in one process: they share its checkpoint and what has been exported of it."""
+    return pytest.param(name, marks=pytest.mark.xdist_group(f"exports-{name}"))
+
+
+@pytest.fixture(scope="module", params=[family(name) for name in FAMILIES])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param) / f"{request.param}.pt"
     awake_detector(f"yolov5n_{request.param}.yaml").save(path)
     return path
 
 
-@pytest.fixture(autouse=True)
-def _no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MNN's converter runs `pip install` through the shell: here it finds one that does nothing."""
-    stub = tmp_path / "bin" / "pip"
-    stub.parent.mkdir()
-    stub.write_text("#!/bin/sh\nexit 0\n")
+_started: list[str] = []
+"""Every program that this process has started."""
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("os.system", "os.posix_spawn", "os.exec", "subprocess.Popen"):
+        _started.append(str(arguments[:2]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_installer_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No export installs a package, not even MNN's, whose converter would run pip through the shell."""
+    stub = tmp_path_factory.mktemp("bin") / "pip"
+    stub.write_text("#!/bin/sh\nexit 1\n")
     stub.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+    places = list(sys.path)  # setuptools adds its own packages to it when it is imported
+
+    def versions() -> dict[str, str]:
+        found = importlib.metadata.distributions(path=places)
+        return {package.metadata["Name"]: package.version for package in found}
+
+    before = versions()
+    sys.addaudithook(_note)
+    _started.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+        for name in [name for name in sys.modules if name.startswith("MNN.tools")]:
+            patch.delitem(sys.modules, name)  # what the converter does, it does when it is imported
+        yield
+    assert not [program for program in _started if re.search(r"\b(pip3?|uv|conda|apt|apt-get)\b", program)]
+    assert versions() == before
 
 
 @pytest.fixture
@@ -66,22 +98,30 @@ def image(height: int, width: int) -> Tensor:
     return (0.8 * smooth + 0.2 * torch.rand(1, 3, height, width, generator=generator)).clamp(0, 1)
 
 
-def expected(checkpoint: Path, x: Tensor) -> Tensor:
+@functools.lru_cache(maxsize=8)
+def expected(checkpoint: Path, height: int, width: int) -> Tensor:
     """The output of the unfused checkpoint in PyTorch."""
     with torch.no_grad():
-        out: Tensor = YOLO(checkpoint).model.float().eval()(x)[0]
+        out: Tensor = YOLO(checkpoint).model.float().eval()(image(height, width))[0]
     return out
 
 
-def export(checkpoint: Path, folder: Path, *, imgsz: tuple[int, int] = SIZE, **options: Any) -> Path:
+@functools.lru_cache(maxsize=32)
+def export(checkpoint: Path, *, imgsz: tuple[int, int] = SIZE, **options: str | int | bool) -> Path:
+    """The exported file, in a folder of its own whose name contains the suffix of checkpoints."""
+    folder = Path(tempfile.mkdtemp(prefix="exported.pt-", dir=checkpoint.parent))
     copied = folder / checkpoint.name
     copied.write_bytes(checkpoint.read_bytes())
-    return Path(YOLO(copied).export(imgsz=list(imgsz), verbose=False, **options))
+    file = Path(YOLO(copied).export(imgsz=list(imgsz), verbose=False, **options))
+    assert file.parent == folder
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        assert b"lightbackbones-export" not in path.read_bytes(), f"{path} contains the name of a temporary folder"
+    return file
 
 
 def check(checkpoint: Path, seen: np.ndarray, x: Tensor, pixels: float = 0.01, score: float = 1e-4) -> None:
     """Boxes within `pixels`, class scores within `score`; and the scores do say something."""
-    want = expected(checkpoint, x)
+    want = expected(checkpoint, *x.shape[2:])
     got = torch.from_numpy(np.ascontiguousarray(seen)).float()
     assert want[:, 4:].std() > 0.01, "a detector whose scores are all alike would prove nothing"
     torch.testing.assert_close(got[:, :4], want[:, :4], rtol=0, atol=pixels)
@@ -152,9 +192,9 @@ every_runtime = pytest.mark.parametrize(
 
 @every_runtime
 @pytest.mark.usefixtures("_quiet_stdout")
-def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime) -> None:
     pytest.importorskip(package)
-    file = export(checkpoint, tmp_path, format=format)
+    file = export(checkpoint, format=format)
     x = image(*SIZE)
     # MNN approximates the erf in GELU.
     pixels, score = (0.1, 1e-3) if format == "mnn" else (0.01, 1e-4)
@@ -170,10 +210,10 @@ def test_one_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp
     ],
     ids=["torchscript", "onnx", "openvino"],
 )
-def test_any_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+def test_any_size(checkpoint: Path, format: str, package: str, run: Runtime) -> None:
     """`dynamic=True` holds at three sizes that the export has never seen."""
     pytest.importorskip(package)
-    file = export(checkpoint, tmp_path, format=format, dynamic=True)
+    file = export(checkpoint, format=format, dynamic=True)
     for size in (SIZE, *OTHER_SIZES):
         x = image(*size)
         check(checkpoint, run(file, x.numpy()), x)
@@ -181,13 +221,12 @@ def test_any_size(checkpoint: Path, format: str, package: str, run: Runtime, tmp
 
 @every_runtime
 @pytest.mark.usefixtures("_quiet_stdout")
-def test_circular_convolutions_of_large_maps(format: str, package: str, run: Runtime, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", [family("parcnet")], indirect=True)
+def test_circular_convolutions_of_large_maps(checkpoint: Path, format: str, package: str, run: Runtime) -> None:
     """The form of ParC-Net's convolutions depends on the format and on the map: here are long and short ones."""
     pytest.importorskip(package)
-    awake_detector("yolov5n_parcnet.yaml").save(checkpoint := tmp_path / "parcnet.pt")
-    (folder := tmp_path / "export").mkdir()
     size = (160, 352)  # maps of 20 x 44, 10 x 22 and 5 x 11
-    file = export(checkpoint, folder, imgsz=size, format=format)
+    file = export(checkpoint, imgsz=size, format=format)
     x = image(*size)
     check(checkpoint, run(file, x.numpy()), x)
 
@@ -208,27 +247,24 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("onnx", run_onnxruntime), ("openvino", run_openvino), ("mnn", run_mnn)],
     ids=["onnx", "openvino", "mnn"],
 )
-def test_int8(checkpoint: Path, format: str, run: Runtime, digits: Path, tmp_path: Path) -> None:
+def test_int8(checkpoint: Path, format: str, run: Runtime, digits: Path) -> None:
     """Weights take a byte each, and the outputs resemble; what accuracy is lost is measured in docs/exports.md."""
     pytest.importorskip({"onnx": "onnx", "openvino": "nncf", "mnn": "MNN"}[format])
     calibration = {} if format == "mnn" else {"data": str(digits)}  # MNN makes integers of the weights alone
-    files = []
-    for name, options in (("whole", {}), ("int8", {"quantize": 8, **calibration})):
-        (folder := tmp_path / name).mkdir()
-        files.append(export(checkpoint, folder, format=format, **options))
+    files = [export(checkpoint, format=format), export(checkpoint, format=format, quantize=8, **calibration)]
     whole, int8 = (sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file()) for path in files)
     assert int8 < 0.4 * whole
     x = image(*SIZE)
-    want, seen = expected(checkpoint, x), torch.from_numpy(run(files[1], x.numpy()))
+    want, seen = expected(checkpoint, *SIZE), torch.from_numpy(run(files[1], x.numpy()))
     assert not torch.equal(seen, want)
     for values, least in ((slice(0, 4), 0.99), (slice(4, None), 0.85)):  # boxes, scores
         correlation = torch.corrcoef(torch.stack([seen[:, values].flatten(), want[:, values].flatten()]))[0, 1]
         assert correlation > least
 
 
-def test_half_precision(checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision(checkpoint: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    file = export(checkpoint, tmp_path, format="onnx", quantize=16)
+    file = export(checkpoint, format="onnx", quantize=16)
     weights = [w for w in onnx.load(file).graph.initializer if len(w.dims) == 4]
     assert len(weights) > 20
     assert {w.data_type for w in weights} == {onnx.TensorProto.FLOAT16}
