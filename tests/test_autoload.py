@@ -162,6 +162,29 @@ def test_unregistered_before_any_model_is_imported_it_stays_away(tmp_path: Path)
     assert result.returncode == 0, result.stderr
 
 
+def test_threads_import_and_register_at_the_same_time() -> None:
+    code = """
+        import sys, threading, warnings
+        warnings.simplefilter("error", UserWarning)
+        def imports():
+            import ultralytics.nn.tasks
+        def registers():
+            import yolo_lightbackbones
+            yolo_lightbackbones.register()
+        threads = [threading.Thread(target=target, daemon=True) for target in (imports, registers, registers, imports)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert not any(thread.is_alive() for thread in threads)
+        from yolo_lightbackbones import plugin
+        assert all(seam.installed in {True, None} for seam in plugin.seams())
+    """
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+
+
 @pytest.mark.slow
 def test_distributed_workers_build_and_train_it(tmp_path: Path) -> None:
     """Ultralytics starts a fresh interpreter per GPU; here, two on the CPU, without any unused parameter."""

@@ -161,8 +161,11 @@ def run(start: Any, name: str, *, ours: bool, decay: float = 0.05) -> tuple[Any,
     return model, optimizer
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["loaded before regrouping", "loaded behind"])
-@pytest.mark.parametrize("resumed_with", [False, True], ids=["resumed without", "resumed with"])
+@pytest.mark.parametrize(
+    ("resumed_with", "late"),
+    [(False, False), (True, False), (True, True)],
+    ids=["resumed without", "resumed with, loaded before regrouping", "resumed with, loaded behind"],
+)
 @pytest.mark.parametrize("saved_with", [False, True], ids=["saved without", "saved with"])
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
 def test_checkpoints_resume_with_and_without_the_plugin(

@@ -48,8 +48,8 @@ def install(name: str) -> None:
         else:
             # While Ultralytics is imported anew, its other modules come before the parser, which brings everything.
             plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin"), sys.modules.get(PLUGIN)
-            again = plugin is not None and plugin.is_registered() and hasattr(tasks, "parse_model")
-            if name == PLUGIN or again:
+            is_registered = getattr(plugin, "is_registered", None)  # another thread may be importing it just now
+            if name == PLUGIN or (is_registered is not None and is_registered() and hasattr(tasks, "parse_model")):
                 from yolo_lightbackbones.plugin import register
 
                 register()
