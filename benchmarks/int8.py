@@ -3,7 +3,7 @@
     python benchmarks/int8.py onnx edgevit=best.pt [--cases none head]
     PYTHONPATH=.export/litert python benchmarks/int8.py litert edgevit=best.pt [--quantize 8]
 
-No test runs these: they take hours, and LiteRT comes from the network (`python benchmarks/formats.py litert`).
+No test runs these: they take hours, and LiteRT's packages come from the network (`benchmarks/formats.py litert`).
 
 Prints the change of mAP50-95 on the digits at 128 px against the same detector in PyTorch. The parts of an ONNX graph
 are told apart by the names of its nodes, those of a LiteRT graph by the names of what they compute. The plugin's own

@@ -2,8 +2,8 @@
 
     python examples/demo.py
 
-No test runs this: it takes minutes. Each step is an ordinary command, printed before it runs. Everything is saved under runs/demo of the current folder; the
-data set is drawn on first use into Ultralytics' data set folder.
+No test runs this: it takes minutes. Each step is an ordinary command, printed before it runs. Everything is saved under
+runs/demo of the current folder; the data set is drawn on first use into Ultralytics' data set folder.
 """
 
 from __future__ import annotations
