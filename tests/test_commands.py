@@ -324,8 +324,9 @@ def test_the_commands_in_the_heads_of_yamls_run_up_to_training(
         folder.mkdir()
         for item in brought.iterdir():
             (folder / item.name).symlink_to(item)
-        jobs += jobs_of(block, folder)
-        for job in jobs:
+        own = jobs_of(block, folder)
+        jobs += own
+        for job in own:
             if job.words[:2] == ("lightbackbones", "convert") and not (weights := folder / job.words[2]).exists():
                 write_what_is_converted(weights, job.words, brought)
     installation = chosen(f"heads of {group}", request)
