@@ -271,12 +271,13 @@ def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("yolo11n-RepViT.yaml", "There is no model YAML yolo11n-RepViT.yaml. Did you mean yolo11n_repvit.yaml? All "),
+        ("yolo11n-RepViT.yaml", "There is no YAML yolo11n-RepViT.yaml. Did you mean yolo11n_repvit.yaml? All "),
         ("runs/YOLO11N_RepViT.yml", "Did you mean yolo11n_repvit.yaml?"),
         ("yolo12n_repvit.yaml", "Did you mean yolo26n_repvit.yaml or yolo11n_repvit.yaml"),
+        ("repvit_few_image.yaml", "Did you mean repvit_few_images.yaml"),
         ("yolov8n-edgevit.yaml", "Did you mean yolov8n_edgevit.yaml?"),
         ("yolo11_parc-net.yaml", "Did you mean yolo11_parcnet.yaml?"),
-        ("repvit.yaml", "There is no model YAML repvit.yaml. All "),
+        ("repvit.yaml", "There is no YAML repvit.yaml. "),
         ("yolo11n_repvit.pt", "There is no file yolo11n_repvit.pt, and no trained model of that name is published: "),
         ("yolo11n_repvit.pt", "take its YAML, yolo11n_repvit.yaml, and put published weights of the backbone in with "),
     ],

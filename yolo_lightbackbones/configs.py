@@ -37,7 +37,7 @@ def find_config(name: str | PurePath) -> Path | None:
 
 
 def explain_missing(name: str | PurePath) -> str | None:
-    """What to say of a model that was found nowhere, where its name has a family of ours in it; None for other names.
+    """What to say of a model or recipe that was found nowhere, where its name has a family of ours in it; None for other names.
 
     `yolo11n-RepViT.yaml` is spelt differently, `yolo12n_repvit.yaml` has a neck that there is not, and of
     `yolo11n_repvit.pt` only the YAML is published.
@@ -45,9 +45,11 @@ def explain_missing(name: str | PurePath) -> str | None:
     path = PurePath(str(name))
     if path.suffix.lower() not in {".yaml", ".yml", ".pt"} or len(path.name) > _LONGEST_NAME:
         return None
-    names = sorted(found.name for found in config_dir().glob("yolo*_*.yaml"))
+    models = sorted(found.name for found in config_dir().glob("yolo*_*.yaml"))
+    recipes = sorted(found.name for found in (config_dir() / "recipes").glob("*.yaml"))
+    names = models if path.suffix.lower() == ".pt" else [*models, *recipes]
     wanted = _letters(path.stem)
-    families = {_letters(PurePath(known).stem.rpartition("_")[2]) for known in names}
+    families = {_letters(PurePath(known).stem.rpartition("_")[2]) for known in models}
     if not any(family in wanted for family in families):
         return None
     spellings = {_letters(PurePath(one).stem): one for known in names for one in (known, *_scaled_names(known))}
@@ -60,7 +62,7 @@ def explain_missing(name: str | PurePath) -> str | None:
             "published weights of the backbone in with `lightbackbones convert`."
         )
     hint = f" Did you mean {meant}?" if meant else ""
-    return f"There is no model YAML {flow(str(name))}.{hint} All {len(names)} are in {config_dir()}."
+    return f"There is no YAML {flow(str(name))}.{hint} All of ours are in {config_dir()}."
 
 
 def scaled_name(name: str, letter: str) -> str:

@@ -146,7 +146,7 @@ def _load_scans() -> _Scans:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "The digits data set is drawn from scikit-learn's scans, and scikit-learn is not installed. "
-            'Run: pip install "yolo-lightbackbones[demo]"',
+            "Run: pip install scikit-learn",
             name=error.name,
         ) from error
     bundle = load_digits()

@@ -324,7 +324,7 @@ def _clear(folder: Path, target: Path) -> None:
 def _how_to_install(format: str, error: ModuleNotFoundError) -> str:
     extra = _EXTRAS.get(format)
     how = (
-        f'install what it needs with: pip install "yolo-lightbackbones[{extra}]"'
+        f'install what it needs, in a clone of yolo_lightbackbones, with: pip install ".[{extra}]"'
         if extra
         else "docs/exports.md says which packages it was tested with"
     )

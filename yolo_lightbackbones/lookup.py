@@ -43,10 +43,12 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
     def check_file(file: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             found = original(file, *args, **kwargs)
-        except FileNotFoundError:
-            if (bundled := configs.find_config(file)) is None:
-                raise
-            return str(bundled)
+        except FileNotFoundError as error:
+            if (bundled := configs.find_config(file)) is not None:
+                return str(bundled)
+            if (meant := configs.explain_missing(file)) is not None:
+                raise FileNotFoundError(meant) from error
+            raise
         if found or (bundled := configs.find_config(file)) is None:
             return found
         return str(bundled)

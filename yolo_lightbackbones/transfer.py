@@ -174,7 +174,7 @@ def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, w
     norm = theirs.input_norm
     rest, folded = copy.deepcopy(norm).fold_into(conv) if isinstance(norm, InputNorm) else (norm, conv)
     with torch.no_grad():
-        chosen.tensors[key] = engine._adapt_channels(folded.weight.detach(), target, bgr=False)
+        chosen.tensors[key] = engine.adapt_channels(folded.weight.detach(), target, bgr=False)
         black = rest(folded.weight.new_zeros(1, 3, 1, 1)).flatten()  # what the rest of the norm makes of 0
         constant = (folded.weight.sum((2, 3)) * black).sum(1)
         constant = (constant if folded.bias is None else constant + folded.bias).detach()

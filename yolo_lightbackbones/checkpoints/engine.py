@@ -183,7 +183,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
         else:
             key, tensor = sources[0]
             if ours == stem and _is_plain(tensor):
-                adapted = _adapt_channels(tensor, target[ours], bgr=backbone.input_convention.bgr)
+                adapted = adapt_channels(tensor, target[ours], bgr=backbone.input_convention.bgr)
                 plan.adapted += [ours] * (adapted is not tensor)
                 tensor = adapted
             if wrong := _misfit(tensor, target[ours]):
@@ -230,7 +230,7 @@ def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
     return {key for key in beyond if not names or key in names}
 
 
-def _adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
+def adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
     """The first convolution's weight for images of other than 3 channels, as timm does it.
 
     One channel: the sum over RGB, which sees a grey image as before. Otherwise RGB repeated and scaled by 3 / channels,

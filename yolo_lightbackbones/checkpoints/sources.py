@@ -229,7 +229,7 @@ def _from_hub(release: Release) -> Path:
     except ImportError as error:
         raise DownloadError(
             f"{release.name} is on the Hugging Face hub, which needs the package huggingface_hub. Install it: "
-            'pip install "yolo-lightbackbones[timm]"'
+            "pip install huggingface_hub"
         ) from error
     assert release.repo_id is not None
     name = release.url.rpartition("/")[2]

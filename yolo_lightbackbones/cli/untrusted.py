@@ -52,7 +52,7 @@ def check_file(path: Path) -> None:
         _check_nesting(yaml.parse(text, Loader=loader), bounds.DEEPEST)
         # Nodes have no merged keys yet (`<<: *a`), which aliases multiply as well.
         bounds.extent(yaml.compose(text, Loader=loader), {}, inside=_inside)
-        yaml.load(text, Loader=loader)  # a loader of plain values
+        yaml.load(text, Loader=loader)  # nosec B506 - a loader of plain values
     except bounds.BoundsError as error:
         raise UserError(f"{path} is not taken: {error}") from None
     except misread as error:  # `!!timestamp x` is an AttributeError of PyYAML, `!!bool x` a KeyError
