@@ -145,7 +145,7 @@ def test_a_missing_package_is_named_with_its_extra(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    expected = rf'format={format} needs the package {package}\S* which is not .*"yolo-lightbackbones\[{extra}\]"'
+    expected = rf'format={format} needs the package {package}\S* which is not .*"\.\[{extra}\]"'
     with pytest.raises(ModuleNotFoundError, match=expected):
         YOLO(checkpoint).export(format=format, imgsz=64)
     assert names(checkpoint.parent) == {"best.pt"}

@@ -37,7 +37,7 @@ def find_config(name: str | PurePath) -> Path | None:
 
 
 def explain_missing(name: str | PurePath) -> str | None:
-    """What to say of a model or recipe that was found nowhere, where its name has a family of ours in it; None for other names.
+    """A sentence about a missing model or recipe whose name has a family of ours in it; None for other names.
 
     `yolo11n-RepViT.yaml` is spelt differently, `yolo12n_repvit.yaml` has a neck that there is not, and of
     `yolo11n_repvit.pt` only the YAML is published.
