@@ -23,7 +23,7 @@ demo: $(READY) ## Train, validate, export and run a detector, in minutes and wit
 	$(BIN)/python examples/demo.py
 
 test: check ## Everything CI runs: lint, types and the whole test suite, which builds the documentation as well
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: $(READY) ## Lint, types, and dangerous calls
 	$(BIN)/ruff check .
