@@ -375,40 +375,36 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    "content",
     [
-        (safetensors({"w": F32}, b"1234567"), "'w' lies outside the file"),
-        (safetensors({"w": {**F32, "shape": [3]}}, bytes(8)), r"'w' of shape \[3\] has 8 bytes"),
-        (safetensors({"w": {**F32, "shape": [1 << 62]}}, bytes(8)), r"'w' has the shape"),
-        (safetensors({"w": {**F32, "shape": [-2]}}, bytes(8)), r"'w' has the shape"),
-        (safetensors({"w": {**F32, "shape": [True, 2]}}, bytes(8)), r"'w' has the shape"),
-        (safetensors({"w": {**F32, "data_offsets": [8, 0]}}, bytes(8)), "'w' lies outside the file"),
-        (safetensors({"w": {**F32, "data_offsets": [0, 8.0]}}, bytes(8)), "does not say where 'w' is"),
-        (safetensors({"w": 3}), "does not say where 'w' is"),
-        (safetensors([1, 2]), "lists no tensors"),
-        (safetensors(b'{"w": 1, "w": 2}'), "no JSON"),
-        (safetensors(b"[" * 200_000), "no JSON"),
-        (safetensors(b"9" * 10_000), "no JSON"),
-        (safetensors(b"\xff\xfe{}"), "no JSON"),
-        (safetensors(b"", length=1 << 63), "damaged or cut off"),
-        (safetensors(b" " * 11_000_000), "its header has 11,000,000 bytes"),
-        (safetensors({"\x1b[2J\n" * 100: 3}), r"does not say where '\\x1b\[2J\\n"),
-        (safetensors({"__metadata__": {"a": "b"}}), "holds no weights; its entries are: none"),
-        (b"1234567", "damaged or cut off"),
-        (b"", "damaged or cut off"),
+        safetensors({"w": F32}, b"1234567"),
+        safetensors({"w": {**F32, "shape": [3]}}, bytes(8)),
+        safetensors({"w": {**F32, "shape": [1 << 62]}}, bytes(8)),
+        safetensors({"w": {**F32, "shape": [-2]}}, bytes(8)),
+        safetensors({"w": {**F32, "shape": [True, 2]}}, bytes(8)),
+        safetensors({"w": {**F32, "data_offsets": [8, 0]}}, bytes(8)),
+        safetensors({"w": {**F32, "data_offsets": [0, 8.0]}}, bytes(8)),
+        safetensors({"w": {**F32, "dtype": "F5"}}, bytes(8)),
+        safetensors({"w": 3}),
+        safetensors([1, 2]),
+        safetensors(b"[" * 200_000),
+        safetensors(b"9" * 10_000),
+        safetensors(b"\xff\xfe{}"),
+        safetensors(b"", length=1 << 63),
+        safetensors(b" " * 11_000_000),
+        safetensors({"\x1b[2J\n" * 100: 3}),
+        b"1234567",
+        b"",
     ],
     ids=itertools.count(),
 )
-def test_headers_that_are_wrong(content: bytes, match: str, tmp_path: Path) -> None:
-    refused(write(tmp_path / "x.safetensors", content), match)
+def test_headers_that_are_wrong(content: bytes, tmp_path: Path) -> None:
+    refused(write(tmp_path / "x.safetensors", content), "not a safetensors file, or it is damaged or cut off")
 
 
-def test_types_of_tomorrow_have_no_values(tmp_path: Path) -> None:
-    header = {"w": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}, "v": {**F32, "data_offsets": [2, 10]}}
-    write(tmp_path / "x.safetensors", safetensors(header, bytes(10)))
-    found, _ = files.read_tensors(tmp_path / "x.safetensors")
-    assert found["w"].is_meta
-    assert found["v"].tolist() == [0, 0]
+def test_a_header_without_tensors(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", safetensors({"__metadata__": {"a": "b"}}))
+    refused(path, "holds no weights; its entries are: none")
 
 
 # --- things that are no files -----------------------------------------------------------------------------------------

@@ -3,14 +3,12 @@
 Three of them: the zip archives of `torch.save`, its format from before torch 1.6, and safetensors. Each is read from
 one open file, so that what is checked is what is used. No code of the file runs: see `pickles`.
 
-Sources: `torch/serialization.py` and `torch/csrc/jit/serialization/pickler` (the archive's records), and the format's
-description at github.com/huggingface/safetensors.
+Sources: `torch/serialization.py` and `torch/csrc/jit/serialization/pickler` (the archive's records).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import stat
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor
 
 from yolo_lightbackbones.checkpoints.pickles import Interpreter, MalformedError, StorageRef, TensorRef
-from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.messages import printable, quoted
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """How files of `torch.save` begin, now and before torch 1.6."""
@@ -35,36 +33,17 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What the first two pickles of the older format hold."""
 
-MAX_HEADER = 10_000_000
-"""Bytes of a safetensors header; a thousand tensors need a hundredth of it."""
-
 EXPANSION = 4
 """How many times the file's bytes its tensors may need: some share their memory, a constant may be one number."""
 
 FREE_BYTES = 1 << 26
 """Which every file may expand to."""
 
-SAFETENSORS = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-}
-"""Data type in a safetensors header -> torch's."""
-
-_BYTE_SIZED = (*SAFETENSORS.values(), "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_BYTE_SIZED = (
+    *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "complex64", "complex128"),
+    *("float16", "bfloat16", "float32", "float64"),
+    *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+)
 """Data types of which torch can make plain tensors."""
 
 AGAIN = "Download or copy it again."
@@ -97,7 +76,7 @@ class Contents:
     Args:
         file: open for reading.
         size: of the file in bytes.
-        value: mappings, lists and so on, with `TensorRef`s for tensors.
+        value: mappings, lists and so on, with `TensorRef`s for tensors; of a safetensors file, its tensors themselves.
         spans: where the storages are.
     """
 
@@ -107,18 +86,22 @@ class Contents:
     spans: Mapping[str, Span]
     _buffers: dict[str, bytearray] = field(default_factory=dict)
 
-    def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, Tensor]:
+    def tensors(self, found: Mapping[str, TensorRef | Tensor]) -> dict[str, Tensor]:
         """Read them; those without values become tensors on the meta device.
 
         Raises:
             UnreadableError: if a tensor lies outside the file or its storage, or all of them would need far more memory
                 than the file has bytes.
         """
+        refs = {name: ref for name, ref in found.items() if isinstance(ref, TensorRef)}
         dtypes = {name: _plain_dtype(ref) for name, ref in refs.items()}
         needed = sum(math.prod(refs[name].shape) * dtype.itemsize for name, dtype in dtypes.items() if dtype)
         check_size(needed, self.size)
         try:
-            return {name: self._tensor(ref, dtypes[name]) for name, ref in refs.items()}
+            return {
+                name: self._tensor(ref, dtypes[name]) if isinstance(ref, TensorRef) else ref
+                for name, ref in found.items()
+            }
         finally:
             self._buffers.clear()
 
@@ -337,61 +320,18 @@ def _cannot(error: MalformedError, reader: Interpreter, size: int | None = None)
 
 
 def _safetensors(file: BinaryIO, size: int) -> Contents:
-    """The length of the header, 8 bytes; the header, JSON; the values."""
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    wrong = "is not a safetensors file, or it is damaged or cut off"
-    if len(start) < 8 or length > size - 8:
-        raise UnreadableError(f"{wrong} ({size:,} bytes). {AGAIN}")
-    if length > MAX_HEADER:
-        raise UnreadableError(
-            f"{wrong}: its header has {length:,} bytes; more than {MAX_HEADER:,} are not read. {AGAIN}"
-        )
+    """Read by the format's own library, which checks that every tensor lies within the file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"{wrong}: its header is no JSON. {AGAIN}") from error
-    if type(header) is not dict:
-        raise UnreadableError(f"{wrong}: its header lists no tensors. {AGAIN}")
-    _check_order(True)
-    header.pop("__metadata__", None)
-    spans, value = {}, {}
-    for name, entry in header.items():
-        match entry:
-            case {"dtype": str() as dtype, "shape": list() as shape, "data_offsets": [int() as begin, int() as end]}:
-                pass
-            case _:
-                raise UnreadableError(f"{wrong}: its header does not say where {quoted(name, 80)} is. {AGAIN}")
-        if not all(type(side) is int and 0 <= side < 1 << 48 for side in shape) or len(shape) > 32:
-            raise UnreadableError(f"{wrong}: {quoted(name, 80)} has the shape {quoted(shape, 80)}. {AGAIN}")
-        if not 0 <= begin <= end <= size - 8 - length:
-            raise UnreadableError(f"{wrong}: {quoted(name, 80)} lies outside the file. {AGAIN}")
-        spans[name] = Span(8 + length + begin, end - begin)
-        value[name] = _safetensor(name, SAFETENSORS.get(dtype), tuple(shape), end - begin)
-        if value[name] is None:
-            raise UnreadableError(
-                f"{wrong}: {quoted(name, 80)} of shape {quoted(shape, 80)} has {end - begin:,} bytes. {AGAIN}"
-            )
-    return Contents(file, size, value, spans)
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a name twice")
-    return entries
-
-
-def _safetensor(name: str, dtype: str | None, shape: tuple[int, ...], length: int) -> TensorRef | None:
-    """None if its bytes are not as many as its shape needs."""
-    if dtype is None:  # a kind that is not in the table: without values for us
-        return TensorRef(shape)
-    itemsize = getattr(torch, dtype).itemsize
-    elements = math.prod(shape)
-    if elements * itemsize != length:
-        return None
-    strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    return TensorRef(shape, dtype, StorageRef(name, dtype, elements, itemsize), strides)
+        value = load(file.read())
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:  # KeyError: a type that torch lacks
+        raise UnreadableError(
+            f"is not a safetensors file, or it is damaged or cut off ({size:,} bytes): {printable(str(error))[:200]}. "
+            f"{AGAIN}"
+        ) from error
+    return Contents(file, size, value, {})
 
 
 def _plain_dtype(ref: TensorRef) -> torch.dtype | None:

@@ -148,7 +148,7 @@ def _depths(loaded: Any) -> dict[int, int]:
     depths = {
         number: 0
         for number, mapping in mappings.items()
-        if any(isinstance(key, str) and type(value) is TensorRef for key, value in mapping.items())
+        if any(isinstance(key, str) and isinstance(value, TensorRef | Tensor) for key, value in mapping.items())
     }
     level = list(depths)
     for depth in range(1, MAX_DEPTH):
@@ -158,12 +158,12 @@ def _depths(loaded: Any) -> dict[int, int]:
     return depths
 
 
-def _sorted(found: Mapping[Any, Any]) -> tuple[dict[str, TensorRef], list[str]]:
+def _sorted(found: Mapping[Any, Any]) -> tuple[dict[str, TensorRef | Tensor], list[str]]:
     """The tensors by name, without the prefixes of parallel training, and what else there is."""
-    tensors: dict[str, TensorRef] = {}
+    tensors: dict[str, TensorRef | Tensor] = {}
     others = []
     for key, value in found.items():
-        if type(value) is TensorRef and len(name := str(key)) <= LONGEST_NAME:
+        if isinstance(value, TensorRef | Tensor) and len(name := str(key)) <= LONGEST_NAME:
             tensors[name] = value
         else:
             others.append(f"{listed([key])} ({printable(kind_of(value))})")
