@@ -294,6 +294,8 @@ class _StopTrainings(importlib.abc.MetaPathFinder):
         load, report = spec.loader.exec_module, self.report
 
         def stop(trainer: Any) -> None:
+            # the summary, whose GFLOPs take longer than the model itself, is left out
+            sys.modules["ultralytics.nn.tasks"].BaseModel.info = lambda *_, **__: None  # type: ignore[attr-defined]
             trainer.setup_model()  # for the data set's classes, with the pretrained weights
             layers = [type(layer).__name__ for layer in trainer.model.model]
             arguments = {key: value for key, value in vars(trainer.args).items() if isinstance(value, str | float)}
