@@ -59,15 +59,16 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if not tensor.is_floating_point() or "input_norm" in name:
                 continue
-            uniform = (torch.rand(tensor.shape, generator=generator) * 2 - 1).to(tensor.dtype)
             if name.endswith("running_var"):
-                tensor.copy_(1 + 0.5 * uniform)
+                low, high = 0.5, 1.5
             elif name.endswith(("running_mean", "bias")):
-                tensor.copy_(0.1 * uniform)
+                low, high = -0.1, 0.1
             elif tensor.ndim > 1:
-                tensor.copy_(uniform * (3 / tensor[0].numel()) ** 0.5)
+                high = (3 / tensor[0].numel()) ** 0.5
+                low = -high
             else:
-                tensor.copy_(0.5 + 0.25 * uniform)
+                low, high = 0.25, 0.75
+            tensor.uniform_(low, high, generator=generator)
 
 
 def random_image(height: int, width: int, *, batch: int = 1, channels: int = 3) -> Tensor:
