@@ -47,12 +47,12 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes; a model YAML has a few thousand.")
     misread = (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
     text = content.decode(errors="ignore")  # as Ultralytics reads it
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of plain values alone
     try:
         _check_nesting(yaml.parse(text, Loader=loader), bounds.DEEPEST)
         # Nodes have no merged keys yet (`<<: *a`), which aliases multiply as well.
         bounds.extent(yaml.compose(text, Loader=loader), {}, inside=_inside)
-        yaml.load(text, Loader=loader)  # nosec B506 - a loader of plain values
+        yaml.load(text, Loader=loader)  # nosec B506
     except bounds.BoundsError as error:
         raise UserError(f"{path} is not taken: {error}") from None
     except misread as error:  # `!!timestamp x` is an AttributeError of PyYAML, `!!bool x` a KeyError
