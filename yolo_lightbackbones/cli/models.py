@@ -81,7 +81,7 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     except FileNotFoundError as error:
         raise UserError(
             configs.explain_missing(model)
-            or f"There is no model YAML {model}. Give a path, or one of ours, {our_yamls(model)}."
+            or f"There is no YAML {model}. Give a path, or one of ours, {our_yamls(model)}."
         ) from error
     except (TypeError, AttributeError) as error:  # Ultralytics, of a list or a single value
         raise UserError(f"{model} is not a model YAML: it is no mapping.") from error
