@@ -325,7 +325,7 @@ def _safetensors(file: BinaryIO, size: int) -> Contents:
     from safetensors.torch import load
 
     try:
-        value = load(file.read())
+        value = dict(sorted(load(file.read()).items()))  # the library gives them in any order
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:  # KeyError: a type that torch lacks
         raise UnreadableError(
             f"is not a safetensors file, or it is damaged or cut off ({size:,} bytes): {printable(str(error))[:200]}. "
