@@ -138,8 +138,11 @@ def problem(command: str) -> str | None:
 
 
 def _make(rest: list[str]) -> str | None:
-    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    return next((f"the Makefile has no target {word}" for word in rest if word not in targets), None)
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    variables = re.findall(r"^([A-Z]+) [:?]=", makefile, re.MULTILINE)
+    known = [word for word in rest if word in targets or word.partition("=")[0] in variables]
+    return next((f"the Makefile has no target {word}" for word in rest if word not in known), None)
 
 
 def _pip(rest: list[str]) -> str | None:

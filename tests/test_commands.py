@@ -164,6 +164,7 @@ def test_what_is_not_run_names_what_there_is() -> None:
         ('pip install "yolo-lightbackbones[litert]"', "on no index"),
         ('pip install ".[edge]"', "no extra edge"),
         ("make everything", "no target everything"),
+        ("make test VENVS=.venv-2", "no target VENVS=.venv-2"),
         ("python examples/demos.py", "no examples/demos.py"),
         ("python benchmarks/exports.py --trains", "no option --trains"),
         ("lightbackbones converts", "no command converts"),
