@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from yolo_lightbackbones.writing import write_text
+
 SWITCH = "YOLO_LIGHTBACKBONES_AUTOLOAD"
 
 
@@ -43,7 +45,7 @@ def main() -> None:
         "ratio": round(statistics.median(a / b for a, b in zip(on, off, strict=True)), 3),
     }
     print(json.dumps(result, indent=2))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(Path(__file__).with_suffix(".json"), json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ from typing import Any
 from formats import FORMATS, LIMITS, OVERLAYS, Format, overlay_of, versions
 from pages import with_part
 
+from yolo_lightbackbones.writing import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
 IMAGES = 8
@@ -318,7 +320,7 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
     data_sets = sorted({data for data, _, _ in results}, reverse=True)
     order = [(data, chosen.label, family) for data in data_sets for chosen in FORMATS for family in FAMILIES]
     rows = [results[key] for key in order if key in results]
-    (docs / "exports.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(docs / "exports.json", json.dumps(rows, indent=1) + "\n")
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     limits = ", ".join(f"{limit} for {precision}" for precision, limit in LIMITS.items())
     head = [
@@ -326,7 +328,7 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
         f"mAP50-95 is the change that the export makes, in bold where it is more than {limits}.",
     ]
     page = docs / "exports.md"
-    page.write_text(with_part(page.read_text(), "matrix", "\n".join([*head, tables(rows)])))
+    write_text(page, with_part(page.read_text(), "matrix", "\n".join([*head, tables(rows)])))
 
 
 def tables(rows: list[Row]) -> str:

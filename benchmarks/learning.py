@@ -34,6 +34,8 @@ from typing import Any
 import yaml
 from pages import with_part
 
+from yolo_lightbackbones.writing import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
@@ -267,7 +269,7 @@ def report() -> None:
         sys.exit(f"error: {RESULTS} has no results with the present recipes. Run without --report first.")
     usual = [row for row in every if not row.get("trial")]
     pictures = "\n".join(f"![Learning curves on {file.stem}]({file.name})" for file in draw(usual))
-    PAGE.write_text(with_tables(PAGE.read_text(), every, pictures))
+    write_text(PAGE, with_tables(PAGE.read_text(), every, pictures))
 
 
 def with_tables(page: str, every: list[Row], pictures: str) -> str:
@@ -371,7 +373,7 @@ def main() -> None:
                     failed += 1
                 else:
                     rows = sorted([*load(), row], key=key)
-                    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                    write_text(RESULTS, json.dumps(rows, indent=1) + "\n")
                     print(*key(row), f"mAP50 {row['map50']:.3f}, mAP50-95 {row['map']:.3f}", flush=True)
         if failed:
             sys.exit(f"error: {failed} of {len(wanted)} runs failed. The page is as it was: see --report.")

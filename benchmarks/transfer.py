@@ -27,6 +27,8 @@ import yaml
 from learning import PAGE, data_yaml, spread, told, tried
 from pages import with_part
 
+from yolo_lightbackbones.writing import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "transfer.json"
 FAMILIES = ("repvit", "edgevit")
@@ -176,7 +178,7 @@ def with_table(page: str, rows: list[Row]) -> str:
 
 
 def report() -> None:
-    PAGE.write_text(with_table(PAGE.read_text(), results()))
+    write_text(PAGE, with_table(PAGE.read_text(), results()))
 
 
 def main() -> None:
@@ -208,7 +210,7 @@ def main() -> None:
                     continue
                 row = detect(run, data=data, best=best, folder=folder)
                 rows = [*results(), row]  # read again: another process may have added one meanwhile
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                write_text(RESULTS, json.dumps(rows, indent=1) + "\n")
                 print("RESULT", row, flush=True)
     report()
 
