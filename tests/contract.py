@@ -106,13 +106,18 @@ class FamilyContract:
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """`variant` is every variant; `fused_variant` the same, the large ones marked as slow."""
+        """`variant` is every variant. `fused_variant` as well, the large ones marked as slow and in single precision
+        only: they have the blocks of the small ones, and double precision takes up to half a minute each.
+        """
         if "variant" in metafunc.fixturenames:
             metafunc.parametrize("variant", list(self.expected))
         if "fused_variant" in metafunc.fixturenames:
-            slow = [name for name, known in self.expected.items() if known.parameters > LARGE]
-            marked = [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in self.expected]
-            metafunc.parametrize("fused_variant", marked)
+            cases = []
+            for name, known in self.expected.items():
+                slow = known.parameters > LARGE
+                cases.append(pytest.param(name, torch.float32, 1e-5, marks=[pytest.mark.slow] * slow))
+                cases += [] if slow else [(name, torch.float64, 1e-10)]
+            metafunc.parametrize(("fused_variant", "dtype", "tolerance"), cases)
 
     @pytest.fixture(autouse=True)
     def one_thread(self) -> Iterator[None]:
@@ -458,7 +463,6 @@ class FamilyContract:
 
     # --- folding ------------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
     def test_fused_equals_unfused(self, fused_variant: str, dtype: torch.dtype, tolerance: float) -> None:
         backbone = self.build(fused_variant).to(dtype)
         fused = fusion.fuse(backbone)

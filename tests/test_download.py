@@ -382,7 +382,8 @@ def test_hub_download_is_checked(hub: Release, server: Server) -> None:
         sources.fetch(hub)
 
 
-def test_hub_without_network(hub: Release, server: Server, cache: Path) -> None:
+def test_hub_without_network(hub: Release, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub waits longer before each of its tries
     server.stop()
     with pytest.raises(OSError, match="w could not be downloaded") as caught:
         sources.fetch(hub)

@@ -38,7 +38,7 @@ SECONDS = 5
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
 PACKAGE = Path(rows.__file__).resolve().parent
-SEAM = {"plugin.py", "parser.py"}
+SEAM = {"plugin.py", "parser.py", "patching.py"}
 """Files of ours that an error of Ultralytics' own parser passes through."""
 
 BLOCKS = """

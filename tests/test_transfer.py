@@ -40,7 +40,8 @@ def model(name: str, *, ch: int = 3, nc: int | None = None, seed: int = 0) -> An
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
-    return {key for key in before if not torch.equal(before[key], after[key])}
+    both = before.keys() & after.keys()
+    return before.keys() ^ after.keys() | {key for key in both if not torch.equal(before[key], after[key])}
 
 
 def load(target: Any, source: Any) -> tuple[set[str], list[str]]:
