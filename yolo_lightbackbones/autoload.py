@@ -24,7 +24,8 @@ class AfterImport:
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # importing types costs start-up time
         if name not in TARGETS:
             return None
-        specs = (finder.find_spec(name, path, target) for finder in list(sys.meta_path) if finder is not self)
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        specs = (finder.find_spec(name, path, target) for finder in finders)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
