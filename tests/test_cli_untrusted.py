@@ -213,7 +213,7 @@ MERGED = "a: &a {k: 1}\n" + "".join(
         ("a: !!bool x" + HEAD, "is not a YAML file"),
         ("a: !!python/object/apply:os.system [id]" + HEAD, "is not a YAML file: could not determine a constructor"),
         ("? [a]\n: 1" + HEAD, "is not a YAML file: .*unhashable key"),
-        ("a: " + "9" * 5000 + HEAD, "is not a YAML file: .*4300 digits|'a' is"),
+        ("a: " + "9" * 5000 + HEAD, "is not a YAML file: .*4300|'a' is"),
         ("- 1\n", "is not a model YAML|not a valid YAML mapping"),
         ("just a text", "is not a model YAML|not a valid YAML mapping"),
         ("", "it has no backbone"),
