@@ -39,7 +39,7 @@ APPENDED: dict[tuple[str, str], str] = {
     ("python", "examples/custom_backbone.py"): "--imgsz 64",
     ("python", "examples/tap_features.py"): "--imgsz 64",
 }
-"""What is added behind the printed words, by program and first word, and takes precedence over them."""
+"""Words that the tests append to a printed command, by program and first word; they override the printed ones."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def words(command: str) -> list[str]:
 
 
 def appended(command: Sequence[str]) -> list[str]:
-    """What the tests add to a command's words."""
+    """The words that the tests append to a command."""
     for (program, word), more in APPENDED.items():
         if command[0] == program and word in command[1:3]:
             return more.split()
@@ -128,7 +128,7 @@ def appended(command: Sequence[str]) -> list[str]:
 
 
 def problem(command: str) -> str | None:
-    """What is wrong with a command that is not run; None where all it names is there.
+    """The problem of a command that is not run; None if everything that it names exists.
 
     `...`, words in capitals (FILE.yaml, FOLDER) and optional parts in brackets stand for what the reader fills in.
     """

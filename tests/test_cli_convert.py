@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import SHARED
+from hostile import Call
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -401,16 +402,6 @@ def test_checkpoints_of_any_name_are_read_where_they_are(
     (damaged := tmp_path / name).write_bytes(initial.read_bytes()[:-1000])
     assert convert(damaged, files / "yolov5_tiny.yaml", tmp_path / "no.pt", "--scale", "n").exit_code == 1
     assert damaged.exists()
-
-
-class Call:
-    """A pickle that calls something."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.reduced = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.reduced
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import Call
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
@@ -445,16 +446,6 @@ def test_a_checked_copy_is_what_torch_reads(tmp_path: Path) -> None:
     assert (copied["path"], copied["epoch"]) == (tmp_path, 3)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(copied["model"].state_dict()[name], value, rtol=0, atol=0)
-
-
-class Call:
-    """A pickle that calls something."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.reduced = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.reduced
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ TAP_NORMS = "tap_norms"
 """What the names of their parameters begin with; no published file has any."""
 
 BLOCKS_BEHIND_TAP = "blocks_behind_tap"
-"""What the place of a stage's tap is called in a state dict, which has it where it is not 0."""
+"""Name of a stage's tap position in a state dict; the entry is there only if it is not 0."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Stage(nn.Module):
 
 
 TAP_SHARE = 1 / 16
-"""What a tap is multiplied by in front of its norm.
+"""The factor that a tap is multiplied by in front of its norm.
 
 The norm's statistics are of that share of the map. Checkpoints have them in half precision, which ends at a variance of
 65504, a standard deviation of 256, and sums that nothing normalises come near that within a few hundred updates.
@@ -221,7 +221,7 @@ class TapNorms(nn.ModuleDict):
     """
 
     def norm(self, tap: str, x: Tensor) -> Tensor:
-        """What comes out of this tap (B, C, H, W), normed if it has a norm."""
+        """The feature map of this tap (B, C, H, W), normalised if the tap has a norm."""
         if tap not in self:
             return x
         norm = self[tap]

@@ -26,7 +26,7 @@ from yolo_lightbackbones.backbones.repvit import RepViTBlock
 from yolo_lightbackbones.messages import flow, quoted
 
 MOST_CHANNELS = 8192
-"""Of a row of blocks; more is a mistake, and would ask for more memory than there is."""
+"""Most output channels of a row of blocks; more is a mistake and needs more memory than there is."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ MOST_VALUES = 100_000
 """In a model YAML, with every alias written out; the bundled ones have under 1,000."""
 DEEPEST = 32
 LARGEST_NUMBER = 1_000_000
-"""Of classes, channels, or anything that a row counts."""
+"""Largest number of classes, of channels, or of anything else that a row counts."""
 LONGEST_TEXT = 200
 """Characters of a text in a row. Ultralytics reads all of them as Python literals, whose parser has limits."""
 
@@ -29,7 +29,7 @@ class BoundsError(ValueError):
 
 
 def children(value: Any) -> Iterable[Any] | None:
-    """What a value holds; None for a single one."""
+    """The items of a container; None for a single value."""
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
     if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes):

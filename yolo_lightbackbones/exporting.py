@@ -41,7 +41,7 @@ _EXTRAS = {
 """Format -> the extra of this package that installs what it needs."""
 
 _STAGING = ".lightbackbones-export-"
-"""How the folders that exports work in begin."""
+"""Prefix of the folders that exports work in."""
 
 _MINUTE, _DAY = 60, 24 * 60 * 60  # seconds
 

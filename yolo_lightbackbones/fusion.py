@@ -156,7 +156,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def obstacle(module: nn.Module) -> Obstacle | None:
-    """What this one module carries, children aside, that folding would lose; None for an ordinary module."""
+    """The thing that this module itself carries and that folding would lose; None for an ordinary module."""
     if any(name.endswith(_QUANTISERS) for name in module._modules):
         return Obstacle("fake quantisers")  # of NVIDIA ModelOpt, torch.ao or Brevitas
     if parametrize.is_parametrized(module):
@@ -185,7 +185,7 @@ def _stranger(fusible: Fusible) -> type | None:
 
 
 _QUANTISERS = ("_quantizer", "_fake_quant", "_quant", "activation_post_process")
-"""What the names of fake quantisers end with, which are children of the layer that they act on."""
+"""Endings of the names of fake quantisers, which are children of the layer that they act on."""
 
 
 def _first_obstacle(fusible: Fusible) -> tuple[nn.Module, Obstacle] | None:

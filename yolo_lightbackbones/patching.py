@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Patches:
-    """What is put on one package: one by one, each only where it is not on yet, and taken off all together.
+    """All patches on one package. Each goes on only once, and all come off together.
 
     Args:
         package: name of the package; functions are replaced in all of its modules.

@@ -337,7 +337,7 @@ def _all_or_nothing(
 
 
 def _in_place(result: Any, staging: exporting.Staging) -> Any:
-    """What a step of the exporter returns: a path, or a tuple that begins with one."""
+    """The result of a step of the exporter: a path, or a tuple that begins with one."""
     if isinstance(result, tuple):
         return (_in_place(result[0], staging), *result[1:])
     return type(result)(staging.in_place(str(result))) if isinstance(result, str | Path) else result

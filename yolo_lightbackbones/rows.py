@@ -43,12 +43,12 @@ MODES: Mapping[str, Collection[str]] = {
 }
 OPTIONS = ("drop_path_rate", *MODES)
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
-"""How other projects ask for published weights."""
+"""Option names that other projects use for published weights."""
 
 _MOST_REPEATS = 200
 _LARGEST_FACTOR = 10  # of the depth and the width of a scale
 _NUMBERS = ("nc", "reg_max", "kpt_shape", "ne", "channels", "depth_multiple", "width_multiple")
-"""What Ultralytics reads numbers from besides the rows and `scales`."""
+"""Keys besides the rows and `scales` from which Ultralytics reads numbers."""
 
 _OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
 """Blocks called after their family; RepViT's has that name in its paper."""
@@ -207,7 +207,7 @@ def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]
 
 
 def _where(config: Mapping[str, Any]) -> str:
-    """How messages begin: the file, where the model is from one."""
+    """Start of a message: the file, if the model comes from one."""
     return f"{flow(config['yaml_file'], 400)}, " if config.get("yaml_file") else ""
 
 
@@ -290,7 +290,7 @@ def _backbone_args(
 
 
 def _variant_meant(wanted: str, family: type[Backbone], families: Mapping[str, type[Backbone]]) -> str:
-    """What else to say of a variant that the family does not have: nothing, or a sentence after a space."""
+    """A hint on a variant that the family does not have: a sentence after a space, or nothing."""
     own = {family.__name__: family}
     found = registry.recognise(wanted, own) or registry.recognise(f"{family.family}_{wanted}", own)
     if found is None or found[1] is None:
@@ -470,7 +470,7 @@ def modules(config: Mapping[str, Any]) -> list[str]:
 
 
 def _meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]], ours: Collection[str]) -> str | None:
-    """What to write where a module that nobody knows is called like one of ours, or as other projects call it."""
+    """The row to write for an unknown module whose name is like one of ours, or is another project's name for it."""
     taps = any(other.module == TAP for other in rows)
     block = _block_meant(row.module, families)
     if block is not None:
@@ -512,7 +512,7 @@ def _example(family: type[Backbone], variant: str | None = None, args: Sequence[
 
 
 def _spelt(module: str, ours: Collection[str]) -> str | None:
-    """What to say of a module that is spelt nearly like one of ours."""
+    """A hint on a module that is spelt nearly like one of ours."""
     by_letters = {name.lower(): name for name in ours}
     close = (
         difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8) if len(module) <= LONGEST_TEXT else []

@@ -344,7 +344,7 @@ class _Known:
 
 
 def _state(sources: Sequence[Tensor | None]) -> tuple[object, ...]:
-    """What differs after a change of the parameters that PyTorch counts."""
+    """A key that differs after every change of the parameters that PyTorch counts."""
     return tuple(None if tensor is None else (tensor._version, tensor.dtype, tensor.device) for tensor in sources)
 
 
@@ -386,7 +386,7 @@ def _fixed_convs(
 
 
 class PooledBatchNorm2d(BatchNorm2d):
-    """What pickles of version 0.1.0 name in `ChannelAttention`, which now does itself what this class did."""
+    """Kept because pickles of version 0.1.0 name it; `ChannelAttention` now does its work."""
 
 
 class ChannelAttention(nn.Module):

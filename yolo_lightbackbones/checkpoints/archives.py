@@ -28,13 +28,13 @@ from yolo_lightbackbones.checkpoints.pickles import Interpreter, MalformedError,
 from yolo_lightbackbones.messages import printable, quoted
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""How files of `torch.save` begin, now and before torch 1.6."""
+"""First bytes of files of `torch.save`, now and before torch 1.6."""
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-"""What the first two pickles of the older format hold."""
+"""Values of the first two pickles of the older format."""
 
 EXPANSION = 4
-"""How many times the file's bytes its tensors may need: some share their memory, a constant may be one number."""
+"""Largest size of the tensors, as a multiple of the file: some share memory, a constant may be one number."""
 
 FREE_BYTES = 1 << 26
 """Which every file may expand to."""

@@ -43,7 +43,7 @@ MAX_DEPTH = 8
 """Deepest nesting of mappings searched for weights, and most prefixes removed."""
 
 LONGEST_NAME = 200
-"""Of a parameter, in characters; the longest of ours has 60."""
+"""Longest name of a parameter in characters; the longest of ours has 60."""
 
 MOST_TENSORS = 50_000
 """In one set of weights; the largest backbone has 700, a detector around it 2,000."""
@@ -129,7 +129,7 @@ def _without_weights(shown: str, inside: Sequence[Any], loaded: Mapping[Any, Any
 
 
 def _depths(loaded: Any) -> dict[int, int]:
-    """Of every mapping within mappings that leads to weights, by its id: how many lie between it and them.
+    """The distance of every mapping from the weights inside it, by the id of the mapping.
 
     Each is visited once: a small file can share its mappings so that there are billions of ways through them.
     """

@@ -27,7 +27,7 @@ CALLS = {
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
     RESIZING,
 }
-"""What checkpoints call with any arguments: paths, and how a classifier's images are resized."""
+"""Classes that a checkpoint may call with any arguments: paths, and the resizing of a classifier's images."""
 
 METHODS = ("forward", "forward_fuse")
 """Methods of modules that a checkpoint may hold, looked up with `getattr`; of an enumeration, its members."""

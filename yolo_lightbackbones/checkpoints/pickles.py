@@ -1,4 +1,4 @@
-"""What a pickle says, told without doing it.
+"""Reads a pickle without doing what it says.
 
 Pickles are programs: Python's own unpickler imports and calls whatever they name. Here their instructions are followed
 with plain data alone. A class or a function is a `Global`, its name and nothing else; a call of one that this module
@@ -59,7 +59,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """What a call would have given: of whom, with what, and what it would have been filled with.
+    """The record of a call that was not made: the function, its arguments, and the state set afterwards.
 
     `called` is False for an object that is created without its constructor, as most are.
     """
@@ -106,7 +106,7 @@ class Interpreter:
         self.foreign: dict[str, None] = {}
         """Names of classes and functions that no file of weights needs, in order."""
         self.instances: list[Instance] = []
-        """What would have come of all calls of them, in order, kept or not."""
+        """The record of every call of them, in order, whether or not the result is kept."""
         self.storages: dict[str, StorageRef] = {}
         self._read_some = file.read
         self._readline = file.readline
@@ -117,7 +117,7 @@ class Interpreter:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """What the next pickle holds.
+        """Read the next pickle.
 
         Raises:
             MalformedError: if it ends early, is damaged, or has instructions that weights have no need of.
@@ -260,7 +260,7 @@ class Interpreter:
 
 
 def kind_of(value: Any) -> str:
-    """What to call the type of something that was read."""
+    """The name of the type of a value that was read."""
     if type(value) is Instance:
         return value.of
     if type(value) is Global:
@@ -374,7 +374,7 @@ def _rebuild_sparse(arguments: tuple[Any, ...]) -> TensorRef:
 
 
 def _first_tensor(arguments: tuple[Any, ...]) -> TensorRef:
-    """Of a parameter, and of a tensor that was copied from another device."""
+    """The tensor inside a parameter, or inside a copy from another device."""
     if type(arguments[0]) is not TensorRef:
         raise MalformedError("a parameter without a tensor")
     return arguments[0]
@@ -437,7 +437,7 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
         )
     },
 }
-"""What is known by name: what `torch.load(weights_only=True)` reads without anybody's leave, and a command line."""
+"""Known functions: those that `torch.load(weights_only=True)` always allows, and the class of a command line."""
 
 _NAMES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
 """Classes that are named beside a tensor and never called."""

@@ -65,7 +65,7 @@ class Release:
 
     @property
     def assurance(self) -> str:
-        """What a download is compared with."""
+        """A sentence that says what a download is compared with."""
         if self.sha256:
             return f"its SHA-256 is compared with a published one, {self.sha256}"
         if self.repo_id:

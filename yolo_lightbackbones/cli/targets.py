@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does witho
 HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
 
 MOST_CHANNELS = 1024
-"""Of an image; sensors have a few hundred bands."""
+"""Most channels of an image; sensors have a few hundred bands."""
 
 WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
 

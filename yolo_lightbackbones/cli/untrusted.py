@@ -254,6 +254,6 @@ def check_cost(config: Mapping[str, Any], channels: int, name: str) -> None:
 
 
 def shortened(error: BaseException) -> str:
-    """What another library says, in one line and within bounds."""
+    """The message of another library in one bounded line."""
     text = " ".join(str(error)[:2000].split())
     return flow(printable(text), 400)

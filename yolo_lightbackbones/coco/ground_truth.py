@@ -124,7 +124,7 @@ def by_id(entries: list[Any], what: str) -> dict[int, dict[str, Any]]:
 
 
 def _fault(annotation: Any, images: dict[int, Any], categories: dict[int, Any], masks: bool) -> tuple[str, str] | None:
-    """What is wrong with an annotation and the value at fault, or None."""
+    """The problem of an annotation and the value at fault, or None."""
     if not isinstance(annotation, dict):
         return "are no objects", f": {quoted(annotation)}"
     needed = ("image_id", "category_id", "bbox", "area", "iscrowd", *(("segmentation",) if masks else ()))

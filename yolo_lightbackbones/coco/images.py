@@ -84,7 +84,7 @@ def _kind(start: bytes) -> type[ImageFile]:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """What is wrong with an image, in one line without the path, which is told already."""
+    """The problem of an image in one line, without the path, which the report names already."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 

@@ -66,7 +66,7 @@ def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
 
 
 def for_labels(path: Path, instances: Instances) -> dict[str, Any]:
-    """What the conversion to labels needs of the file, and nothing that was not checked.
+    """The checked part of the file that the conversion to labels needs.
 
     That is without the images that their names or annotations make unusable.
     """

@@ -45,7 +45,7 @@ def is_polygons(value: Any) -> bool:
 
 
 def _length(outline: list[float]) -> float:
-    """Of all sides, the longer of across and down, which is how many steps it takes."""
+    """The number of steps along all sides; each side takes the longer of its two extents."""
     corners = list(zip(outline[::2], outline[1::2], strict=True))
     sides = zip(corners, [*corners[1:], corners[0]], strict=True)
     return sum(max(abs(x2 - x1), abs(y2 - y1)) for (x1, y1), (x2, y2) in sides)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-"""Of the formats that are decoded; Ultralytics leaves out list entries whose suffix it does not know."""
+"""Suffixes of the formats that are decoded. Ultralytics skips list entries with any other suffix."""
 
 LONGEST_NAME = 255  # bytes, of a file or folder; the limit of all common file systems
 LONGEST_PATH = 1024  # bytes, below the images folder; what is left of a path's 4096 is for the folder itself

@@ -323,7 +323,7 @@ _LISTS = re.compile(r"^(train|val): (train|val)2017\.txt # \d+ images(; there is
 
 
 def _named_lists(content: str) -> dict[str, str]:
-    """What a data YAML has as train and val, where these are single texts.
+    """The train and val entries of a data YAML, if they are single texts.
 
     Its nodes are looked at and no objects are made of them: of aliases and merge keys, few bytes make millions.
     """
