@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from yolo_lightbackbones import exporting
+from yolo_lightbackbones.plugin import exporting
 
 IMGSZ, DATA = 128, "digits.yaml"
 WEIGHTED = {"Conv", "Gemm", "MatMul"}

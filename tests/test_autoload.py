@@ -107,7 +107,7 @@ EARLY = """
 import sys
 from ultralytics.utils import checks
 from ultralytics.utils.checks import check_file
-heavy = {f"yolo_lightbackbones.{name}" for name in ("plugin", "registry", "backbone", "layers", "rows", "checkpoints")}
+heavy = {f"yolo_lightbackbones.{name}" for name in ("plugin.install", "registry", "backbone", "layers", "plugin.rows")}
 assert not heavy & set(sys.modules)
 from ultralytics.cfg import entrypoint
 for recipe in sys.argv[1:]:

@@ -26,12 +26,13 @@ from ultralytics.nn import tasks
 from ultralytics.utils.callbacks import default_callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import fusion, parser, plugin, rows, training
+from yolo_lightbackbones import fusion, plugin
 from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
 from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbedding
 from yolo_lightbackbones.backbones.repvit import SqueezeExcite
 from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, LGLBlocks, ParCBlocks, RepViTBlocks
 from yolo_lightbackbones.layers import DropPath
+from yolo_lightbackbones.plugin import parser, rows, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -410,7 +411,7 @@ def test_a_model_is_built_again_from_its_checkpoint(mixed: YOLO, tmp_path: Path)
 
 
 def on_export_start(exporter: Any) -> None:
-    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__ == plugin.__name__)
+    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__.startswith("yolo_lightbackbones."))
     callback(exporter)
 
 

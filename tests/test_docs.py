@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import yolo_lightbackbones
-from yolo_lightbackbones import registry, rows
+from yolo_lightbackbones import registry
+from yolo_lightbackbones.plugin import rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"

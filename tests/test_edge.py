@@ -240,7 +240,7 @@ def convert(runtime: str, onnx_file: Path, folder: Path) -> Path:
     """Export the network that `onnx_file` came from for another runtime."""
     from ultralytics import YOLO
 
-    from yolo_lightbackbones import exporting
+    from yolo_lightbackbones.plugin import exporting
 
     export_format, packages = RUNTIMES[runtime]
     for package in packages:

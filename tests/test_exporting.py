@@ -21,7 +21,7 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.modules.block import DFL
 
-from yolo_lightbackbones import exporting
+from yolo_lightbackbones.plugin import exporting
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,7 @@ def finish(staging: exporting.Staging, files: dict[str, str]) -> None:
 def on_export_start() -> Callable[[Any], None]:
     from ultralytics.utils.callbacks import default_callbacks
 
-    from yolo_lightbackbones import plugin
-
-    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__ == plugin.__name__)
+    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__.startswith("yolo_lightbackbones."))
     return callback
 
 

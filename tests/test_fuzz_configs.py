@@ -26,10 +26,11 @@ import yaml
 from ultralytics.nn import tasks
 from ultralytics.nn.modules.conv import Conv
 
-from yolo_lightbackbones import blocks, plugin, registry, rows
+from yolo_lightbackbones import blocks, plugin, registry
 from yolo_lightbackbones.cli import untrusted
 from yolo_lightbackbones.cli.common import UserError
 from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.plugin import rows
 
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
 PARSED = 10
@@ -37,8 +38,8 @@ PARSED = 10
 SECONDS = 5
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
-PACKAGE = Path(rows.__file__).resolve().parent
-SEAM = {"plugin.py", "parser.py", "patching.py"}
+PACKAGE = Path(rows.__file__).resolve().parent.parent
+SEAM = {"install.py", "parser.py", "patching.py"}
 """Files of ours that an error of Ultralytics' own parser passes through."""
 
 BLOCKS = """

@@ -25,6 +25,7 @@ import yolo_lightbackbones
 from yolo_lightbackbones import autoload, backbone, fusion, plugin
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
+from yolo_lightbackbones.plugin import install
 
 STOCK = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"]
 
@@ -125,18 +126,18 @@ def test_threads_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     yolo_lightbackbones.unregister()
     yolo_lightbackbones.register()
-    patches = len(plugin._patches._undo)
+    patches = len(install._patches._undo)
     yolo_lightbackbones.unregister()
-    look = plugin._seams
+    look = install._seams
 
     def slowly(*modules: Any) -> Any:  # so that the others arrive meanwhile
         time.sleep(0.01)
         return look(*modules)
 
-    monkeypatch.setattr(plugin, "_seams", slowly)
+    monkeypatch.setattr(install, "_seams", slowly)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: yolo_lightbackbones.register(), range(32)))
-    assert len(plugin._patches._undo) == patches
+    assert len(install._patches._undo) == patches
 
 
 def on_ultralytics() -> dict[str, Any]:
@@ -149,18 +150,18 @@ def on_ultralytics() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("number", range(len(plugin._STEPS)), ids=lambda number: plugin._STEPS[number].__name__)
+@pytest.mark.parametrize("number", range(len(install._STEPS)), ids=lambda number: install._STEPS[number].__name__)
 def test_registering_is_all_or_nothing(number: int, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     yolo_lightbackbones.unregister()
-    clean, steps = on_ultralytics(), plugin._STEPS
+    clean, steps = on_ultralytics(), install._STEPS
 
-    def fails(package: plugin.Ultralytics) -> None:
+    def fails(package: install.Ultralytics) -> None:
         if done:
             steps[number](package)
         raise OSError("in the middle")
 
     with monkeypatch.context() as patched:
-        patched.setattr(plugin, "_STEPS", (*steps[:number], fails, *steps[number + 1 :]))
+        patched.setattr(install, "_STEPS", (*steps[:number], fails, *steps[number + 1 :]))
         with pytest.raises(OSError, match="in the middle"):
             yolo_lightbackbones.register()
     assert on_ultralytics() == clean
@@ -302,7 +303,7 @@ def test_an_export_for_any_size_is_recorded_as_such_or_refused(format: str, refu
 
     from ultralytics.utils.callbacks import default_callbacks
 
-    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__ == plugin.__name__)
+    (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__.startswith("yolo_lightbackbones."))
     attention = next(m for m in detector.modules() if isinstance(m, fusion.SizeBound))
     exporter = SimpleNamespace(model=detector, args=SimpleNamespace(dynamic=True, format=format))
     if refused:

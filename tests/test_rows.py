@@ -13,9 +13,9 @@ import torch
 import yaml
 from torch import nn
 
-from yolo_lightbackbones import rows
 from yolo_lightbackbones.backbone import Backbone, Stage
 from yolo_lightbackbones.blocks import BLOCKS
+from yolo_lightbackbones.plugin import rows
 from yolo_lightbackbones.registry import families
 
 MODEL = """

@@ -43,12 +43,12 @@ def install(name: str) -> None:
     """Install what belongs on this module; whatever goes wrong is a warning, never a failed `import ultralytics`."""
     try:
         if name == LOOKUP:
-            from yolo_lightbackbones import lookup
+            from yolo_lightbackbones.plugin import lookup
 
             lookup.install(sys.modules[name])
         else:
             # While Ultralytics is imported anew, its other modules come before the parser, which brings everything.
-            plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin"), sys.modules.get(PLUGIN)
+            plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin.install"), sys.modules.get(PLUGIN)
             is_registered = getattr(plugin, "is_registered", None)  # another thread may be importing it just now
             if name == PLUGIN or (is_registered is not None and is_registered() and hasattr(tasks, "parse_model")):
                 from yolo_lightbackbones.plugin import register

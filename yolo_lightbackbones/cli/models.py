@@ -142,7 +142,7 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones import rows
+    from yolo_lightbackbones.plugin import rows
 
     task = tasks.guess_model_task(config)
     name = MODELS.get(task)

@@ -86,7 +86,7 @@ def check_model(config: Mapping[str, Any], name: str) -> None:
         UserError: for an activation that is more than a layer of torch.nn, and for modules that are no layers.
         ConfigError: for values that are out of bounds.
     """
-    from yolo_lightbackbones import rows
+    from yolo_lightbackbones.plugin import rows
 
     rows.check_bounds(config)
     check_activation(config.get("activation"), name)

@@ -39,22 +39,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from yolo_lightbackbones import (
-    autoload,
-    backbone,
-    blocks,
-    cost,
-    exporting,
-    fusion,
-    layers,
-    lookup,
-    parser,
-    registry,
-    rows,
-    training,
-    transfer,
-)
-from yolo_lightbackbones.patching import Patches, is_ours
+from yolo_lightbackbones import autoload, backbone, blocks, cost, fusion, layers, registry
+from yolo_lightbackbones.plugin import exporting, lookup, parser, rows, training, transfer
+from yolo_lightbackbones.plugin.patching import Patches, is_ours
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
 """Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from yolo_lightbackbones import configs
-from yolo_lightbackbones.patching import Patches
+from yolo_lightbackbones.plugin.patching import Patches
 
 MODULE, FUNCTION = "ultralytics.utils.checks", "check_file"
 

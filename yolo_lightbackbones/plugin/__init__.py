@@ -1,0 +1,32 @@
+"""The wing for Ultralytics: everything that knows its names, rows, optimizer groups, export formats and files.
+
+Importing it imports neither torch nor Ultralytics: the YAML look-up (`lookup.py`) is wanted before both.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolo_lightbackbones.plugin.install import TESTED_VERSIONS as TESTED_VERSIONS
+    from yolo_lightbackbones.plugin.install import Seam as Seam
+    from yolo_lightbackbones.plugin.install import is_registered as is_registered
+    from yolo_lightbackbones.plugin.install import is_tested as is_tested
+    from yolo_lightbackbones.plugin.install import register as register
+    from yolo_lightbackbones.plugin.install import seams as seams
+    from yolo_lightbackbones.plugin.install import unregister as unregister
+
+_HOME = {
+    "TESTED_VERSIONS": "install",
+    "Seam": "install",
+    "is_registered": "install",
+    "is_tested": "install",
+    "register": "install",
+    "seams": "install",
+    "unregister": "install",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
