@@ -117,9 +117,9 @@ def write_video(path: Path) -> None:
 
 
 def write_model_yaml(path: Path) -> None:
-    from yolo_lightbackbones import model_yaml
+    from yolo_lightbackbones.configs import writer
 
-    path.write_text(model_yaml.write("repvit_m0_9", "yolov5", scale="n"))
+    path.write_text(writer.write("repvit_m0_9", "yolov5", scale="n"))
 
 
 def copy_examples(path: Path) -> None:

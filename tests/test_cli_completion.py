@@ -10,8 +10,9 @@ import pytest
 import yaml
 from ultralytics.nn.tasks import guess_model_scale, yaml_model_load
 
-from yolo_lightbackbones import configs, registry
+from yolo_lightbackbones import registry
 from yolo_lightbackbones.cli import completion
+from yolo_lightbackbones.configs import finding
 
 
 def test_names() -> None:
@@ -30,11 +31,11 @@ def test_every_yaml_that_is_offered_is_found_at_its_scale() -> None:
     assert len(offered) == len(set(offered))
     assert {"yolov5_edgevit.yaml", "yolov5n_edgevit.yaml", "yolov5m_edgevit.yaml", "repvit-cls.yaml"} <= set(offered)
     assert "yolov5x_edgevit.yaml" not in offered
-    for path in configs.config_dir().glob("*.yaml"):
+    for path in finding.config_dir().glob("*.yaml"):
         assert path.name in offered
         if path.name.startswith("yolo"):
             for letter in yaml.safe_load(path.read_text())["scales"]:
-                name = configs.scaled_name(path.name, letter)
+                name = finding.scaled_name(path.name, letter)
                 assert name in offered
                 assert guess_model_scale(name) == letter
                 assert yaml_model_load(name)["scale"] == letter

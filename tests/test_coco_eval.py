@@ -841,7 +841,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path
     import torch
     from detectors import awake_detector
 
-    from yolo_lightbackbones.configs import config_dir
+    from yolo_lightbackbones.configs.finding import config_dir
     from yolo_lightbackbones.digits import IMAGE_SIZE, build_digits
 
     folder = tmp_path_factory.mktemp("detector")

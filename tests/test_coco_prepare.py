@@ -57,7 +57,7 @@ LABELS = {
 def category_entries() -> list[Content]:
     from ultralytics.data.converter import coco80_to_coco91_class
 
-    from yolo_lightbackbones.configs import config_dir
+    from yolo_lightbackbones.configs.finding import config_dir
 
     names = yaml.safe_load((config_dir() / "datasets" / "coco.yaml").read_text())["names"].values()
     return [{"id": n, "name": name} for n, name in zip(coco80_to_coco91_class(), names, strict=True)]
@@ -265,7 +265,7 @@ def test_the_bundled_yaml_is_like_ultralytics_own(tmp_path: Path, monkeypatch: p
     from ultralytics.utils.checks import check_file
 
     from yolo_lightbackbones import register
-    from yolo_lightbackbones.configs import config_dir
+    from yolo_lightbackbones.configs.finding import config_dir
 
     register()
     monkeypatch.chdir(tmp_path)

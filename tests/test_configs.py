@@ -21,7 +21,8 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_flops
 
-from yolo_lightbackbones import configs, registry
+from yolo_lightbackbones import registry
+from yolo_lightbackbones.configs import finding
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = ROOT / "cfg"
@@ -249,7 +250,7 @@ def test_recipes_are_found_by_name_and_hold_known_arguments_alone(name: str) -> 
 
 @pytest.mark.parametrize("name", ["yolov5_repvit.yaml", "cfg/yolov5_repvit.yaml", "cfg/recipes/repvit_scratch.yaml"])
 def test_our_files_are_found(name: str) -> None:
-    assert configs.find_config(name) == (CFG / name.removeprefix("cfg/")).resolve()
+    assert finding.find_config(name) == (CFG / name.removeprefix("cfg/")).resolve()
 
 
 def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +261,8 @@ def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (ours / "link.yaml").symlink_to(outside)
     (ours / "folder").symlink_to(tmp_path)
     (ours / "a.yaml").mkdir()
-    monkeypatch.setattr(configs, "config_dir", lambda: ours)
-    assert configs.find_config("cfg/own.yaml") == configs.find_config("own.yaml") == (ours / "own.yaml").resolve()
+    monkeypatch.setattr(finding, "config_dir", lambda: ours)
+    assert finding.find_config("cfg/own.yaml") == finding.find_config("own.yaml") == (ours / "own.yaml").resolve()
     for name in (
         "cfg/../../secret.yaml",
         "cfg/recipes/../../../secret.yaml",
@@ -277,7 +278,7 @@ def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.Mon
         f"cfg/{'a' * 5000}.yaml",
         "*.yaml",
     ):
-        assert configs.find_config(name) is None, name
+        assert finding.find_config(name) is None, name
 
 
 @pytest.mark.parametrize(
@@ -295,10 +296,10 @@ def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_a_model_that_is_called_nearly_like_one_of_ours(name: str, said: str) -> None:
-    assert said in str(configs.explain_missing(name))
-    assert str(configs.explain_missing(name)).count(".yaml") < 5
+    assert said in str(finding.explain_missing(name))
+    assert str(finding.explain_missing(name)).count(".yaml") < 5
 
 
 @pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n.pt", "best.pt", "", "repvit", "x" * 500 + "_repvit.yaml"])
 def test_other_names_are_none_of_our_business(name: str) -> None:
-    assert configs.explain_missing(name) is None
+    assert finding.explain_missing(name) is None

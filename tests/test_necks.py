@@ -9,8 +9,8 @@ import pytest
 import ultralytics
 import yaml
 
-from yolo_lightbackbones import model_yaml
-from yolo_lightbackbones.necks import LEVELS, NECKS, TASKS, check_levels
+from yolo_lightbackbones.configs import writer
+from yolo_lightbackbones.configs.necks import LEVELS, NECKS, TASKS, check_levels
 
 THEIRS = Path(ultralytics.__file__).parent / "cfg" / "models"
 P2, P3, P6 = LEVELS[:4], LEVELS[1:4], LEVELS[1:5]
@@ -69,7 +69,7 @@ def test_head_scales_and_settings_are_ultralytics(theirs: str, neck: str, levels
     if not (file := THEIRS / theirs).is_file():
         pytest.skip(f"the installed Ultralytics has no {theirs}")
     expected = yaml.safe_load(file.read_text())
-    ours = yaml.safe_load(model_yaml.write("repvit", neck, levels=levels, task=task))
+    ours = yaml.safe_load(writer.write("repvit", neck, levels=levels, task=task))
     assert by_meaning(ours, levels) == by_meaning(expected, levels)
     assert ours["scales"] == expected["scales"]
     kept = {"kpt_shape"} if task == "classify" else {"kpt_shape", "end2end", "reg_max"}
@@ -81,7 +81,7 @@ def test_what_the_deepest_level_goes_through_is_ultralytics() -> None:
     """From SPPF on; a generation's P6 rows as well, except yolo26's, whose SPPF has another last argument there."""
     for theirs, neck, levels, _ in CASES[:4] + CASES[7:8] + CASES[11:12]:
         expected = yaml.safe_load((THEIRS / theirs).read_text())["backbone"]
-        ours = yaml.safe_load(model_yaml.write("repvit", neck, levels=levels))["backbone"]
+        ours = yaml.safe_load(writer.write("repvit", neck, levels=levels))["backbone"]
         start = -next(i for i, row in enumerate(reversed(expected), 1) if row[2] == "SPPF") - 2 * ("P6" in levels)
         assert ours[start:] == expected[start:]
 
@@ -91,7 +91,7 @@ def test_what_the_deepest_level_goes_through_is_ultralytics() -> None:
 def test_any_run_of_levels_builds(neck: str, levels: tuple[str, ...], tmp_path: Path) -> None:
     from ultralytics import YOLO
 
-    text = model_yaml.write("repvit_m0_6", neck, levels=levels)
+    text = writer.write("repvit_m0_6", neck, levels=levels)
     (file := tmp_path / f"{neck}n_mine.yaml").write_text(text)
     assert YOLO(file).model.stride.tolist() == [2 ** int(level[1]) for level in levels]
 
@@ -110,5 +110,5 @@ def test_unknown_names_are_refused_with_what_is_allowed() -> None:
         ("m0_9", {"backbone": "repvit_m9", "neck": "yolo11"}),
     ):
         with pytest.raises(ValueError, match=wrong):
-            model_yaml.write(**arguments)
-    assert set(TASKS) == set(model_yaml.TASK_TITLES) == set(model_yaml.EXAMPLE_DATA)
+            writer.write(**arguments)
+    assert set(TASKS) == set(writer.TASK_TITLES) == set(writer.EXAMPLE_DATA)

@@ -4,7 +4,7 @@
 
 No test runs this: it takes minutes. `tests/test_configs.py` compares what it writes with cfg/.
 
-The necks are data in `yolo_lightbackbones/necks.py`, the text is made by `yolo_lightbackbones/model_yaml.py`.
+The necks are data in `yolo_lightbackbones/configs/necks.py`; `yolo_lightbackbones/configs/writer.py` makes the text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
-from yolo_lightbackbones import configs, model_yaml
 from yolo_lightbackbones.backbone import TAPS
-from yolo_lightbackbones.necks import LEVELS
+from yolo_lightbackbones.configs import finding, writer
+from yolo_lightbackbones.configs.necks import LEVELS
 from yolo_lightbackbones.writing import write_text
 
 P3_P5 = TAPS[1:]
@@ -53,31 +53,29 @@ class Model:
     task: str = "detect"
 
     def text(self, figures: dict[str, str] | None = None) -> str:
-        return model_yaml.write(
-            self.family, self.neck, levels=self.levels, task=self.task, name=self.name, figures=figures
-        )
+        return writer.write(self.family, self.neck, levels=self.levels, task=self.task, name=self.name, figures=figures)
 
 
 def models() -> Iterator[Model]:
     """Everything in cfg/ that is generated."""
-    for family in model_yaml.FAMILIES:
+    for family in writer.FAMILIES:
         wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
         wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
-        wanted += [(model_yaml.CLASSIFIER_NECK, P3_P5, "classify")]
+        wanted += [(writer.CLASSIFIER_NECK, P3_P5, "classify")]
         for neck, levels, task in wanted:
-            yield Model(model_yaml.file_name(neck, levels, task, family), family, neck, levels, task)
-        yield Model(f"{family}-cls.yaml", family, model_yaml.CLASSIFIER_NECK, P3_P5, "classify")
+            yield Model(writer.file_name(neck, levels, task, family), family, neck, levels, task)
+        yield Model(f"{family}-cls.yaml", family, writer.CLASSIFIER_NECK, P3_P5, "classify")
 
 
 def figures(model: Model) -> dict[str, str]:
     """Parameters and GFLOPs of the built model per scale letter."""
     # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
-    name = model_yaml.file_name(model.neck, model.levels, model.task, model.family)
-    letters = model_yaml.FAMILIES[model.family].variants
+    name = writer.file_name(model.neck, model.levels, model.task, model.family)
+    letters = writer.FAMILIES[model.family].variants
     with tempfile.TemporaryDirectory() as folder:
         counted = {}
         for letter in letters:
-            file = Path(folder, configs.scaled_name(name, letter))
+            file = Path(folder, finding.scaled_name(name, letter))
             write_text(file, model.text())
             counted[letter] = count(file, IMAGE_SIZE.get(model.task, 640))
     return counted
@@ -90,10 +88,10 @@ def count(file: Path, size: int = 640) -> str:
 
 def by_hand() -> None:
     """Write the figures into the file that is not generated."""
-    file = configs.config_dir() / BY_HAND
+    file = finding.config_dir() / BY_HAND
     text = FIGURES.sub("", file.read_text())
-    for letter in model_yaml.FAMILIES["repvit"].variants:
-        figure = count(file.with_name(configs.scaled_name(BY_HAND, letter)))
+    for letter in writer.FAMILIES["repvit"].variants:
+        figure = count(file.with_name(finding.scaled_name(BY_HAND, letter)))
         text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
     write_text(file, text)
 
@@ -109,7 +107,7 @@ def main() -> None:
         if (model := known[name]) is None:
             by_hand()
         else:
-            write_text(configs.config_dir() / name, model.text(figures(model)))
+            write_text(finding.config_dir() / name, model.text(figures(model)))
         print(name, flush=True)
 
 

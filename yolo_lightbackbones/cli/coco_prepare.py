@@ -70,13 +70,13 @@ def _categories() -> dict[int, str]:
     """COCO's categories, id -> name, in the order of the classes 0 to 79."""
     import yaml
 
-    from yolo_lightbackbones import configs
     from yolo_lightbackbones.cli.models import quiet_ultralytics
+    from yolo_lightbackbones.configs import finding
 
     with quiet_ultralytics():
         from ultralytics.data.converter import coco80_to_coco91_class
 
-    bundled = configs.config_dir() / "datasets" / "coco.yaml"
+    bundled = finding.config_dir() / "datasets" / "coco.yaml"
     names = yaml.safe_load(bundled.read_text(encoding="utf-8"))["names"]
     return dict(zip(coco80_to_coco91_class(), names.values(), strict=True))
 

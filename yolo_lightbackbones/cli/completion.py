@@ -36,12 +36,12 @@ def model_yamls(incomplete: str) -> list[str]:
     """Our model YAMLs, also with the letters of their scales: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
     import yaml
 
-    from yolo_lightbackbones import configs
+    from yolo_lightbackbones.configs import finding
 
     names: list[str] = []
-    for path in sorted(configs.config_dir().glob("*.yaml")):
+    for path in sorted(finding.config_dir().glob("*.yaml")):
         scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
-        names += dict.fromkeys([path.name, *(configs.scaled_name(path.name, letter) for letter in scales)])
+        names += dict.fromkeys([path.name, *(finding.scaled_name(path.name, letter) for letter in scales)])
     return _fitting(names, incomplete)
 
 
@@ -54,14 +54,14 @@ def targets(incomplete: str) -> list[str]:
 
 def necks(incomplete: str) -> list[str]:
     """Necks of `new`: `yolo11`."""
-    from yolo_lightbackbones.necks import NECKS
+    from yolo_lightbackbones.configs.necks import NECKS
 
     return _fitting(list(NECKS), incomplete)
 
 
 def tasks(incomplete: str) -> list[str]:
     """Tasks of `new`: `detect`."""
-    from yolo_lightbackbones.necks import TASKS
+    from yolo_lightbackbones.configs.necks import TASKS
 
     return _fitting(list(TASKS), incomplete)
 

@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from yolo_lightbackbones import __version__, configs
+from yolo_lightbackbones import __version__
 from yolo_lightbackbones.cli.machine import cores, cpu_name, installed
+from yolo_lightbackbones.configs import finding
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -102,7 +103,7 @@ def findings() -> list[Finding]:
 
 def _copies() -> Finding:
     """Where the package is imported from, and whether there are others of its name."""
-    here = Path(configs.__file__).resolve().parent
+    here = Path(finding.__file__).resolve().parent.parent
     candidates = [Path(entry or ".") / PACKAGE for entry in sys.path]
     others = {path.resolve() for path in candidates if (path / "__init__.py").is_file()} - {here}
     if not others:
@@ -131,7 +132,7 @@ def _installation() -> Finding:
 
 
 def _yamls() -> Finding:
-    folder = configs.config_dir()
+    folder = finding.config_dir()
     models = sorted(path.name for path in folder.glob("*.yaml"))
     if models:
         return Finding("YAMLs", OK, f"{len(models)} model YAMLs in {folder}")

@@ -63,11 +63,12 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     """
     from ultralytics.nn.tasks import guess_model_scale
 
-    from yolo_lightbackbones import configs, plugin
+    from yolo_lightbackbones import plugin
+    from yolo_lightbackbones.configs import finding
 
     if Path(model).suffix not in {".yaml", ".yml"}:
         raise UserError(
-            configs.explain_missing(model)
+            finding.explain_missing(model)
             or f"The model is {model}; give a model YAML, one of ours ({our_yamls(model)}) or a file of yours."
         )
     if "://" in model or model.startswith("ul:"):
@@ -75,12 +76,12 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
     plugin.register()  # where autoload is off
     # `yolov5n_repvit.yaml` names the file `yolov5_repvit.yaml` at scale n; Ultralytics' loader knows that.
     path = Path(model)
-    found = path if path.is_file() else configs.find_config(model)
+    found = path if path.is_file() else finding.find_config(model)
     try:
         config = _load(str(found or model))
     except FileNotFoundError as error:
         raise UserError(
-            configs.explain_missing(model)
+            finding.explain_missing(model)
             or f"There is no YAML {model}. Give a path, or one of ours, {our_yamls(model)}."
         ) from error
     except (TypeError, AttributeError) as error:  # Ultralytics, of a list or a single value
@@ -131,11 +132,11 @@ def _load(path: str) -> dict[str, Any]:
 
 def our_yamls(wanted: str = "") -> str:
     """Those of our model YAMLs that are called most like what was wanted, and where all of them are."""
-    from yolo_lightbackbones import configs
+    from yolo_lightbackbones.configs import finding
 
-    names = sorted(path.name for path in configs.config_dir().glob("*.yaml"))
+    names = sorted(path.name for path in finding.config_dir().glob("*.yaml"))
     close = difflib.get_close_matches(Path(wanted).name, names, n=4) or [n for n in names if n.startswith("yolo11_")]
-    return f"such as {', '.join(close)}; all {len(names)} are in {configs.config_dir()}"
+    return f"such as {', '.join(close)}; all {len(names)} are in {finding.config_dir()}"
 
 
 def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:

@@ -52,14 +52,14 @@ def new(
     The model is built before anything is written, so that the file is one that works.
     """
     with errors_for_users():
-        from yolo_lightbackbones import model_yaml
+        from yolo_lightbackbones.configs import writer
 
         _check_name(output)
         check_new_file(output, force)
         if task == "classify" and taps is not None:
             raise UserError("A classifier works on P5 alone. Leave --taps out.")
         levels = tuple(level.strip().upper() for level in (taps or "P3,P4,P5").split(",") if level.strip())
-        text = model_yaml.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
+        text = writer.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
         with models.quiet_ultralytics():
             letter, parameters, strides = _build(text, output)
         write_text(output, text)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolo_lightbackbones import configs
 from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.cli.common import UserError, check_image_size
+from yolo_lightbackbones.configs import finding
 from yolo_lightbackbones.messages import quoted
 
 if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
@@ -90,7 +90,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.exists():
         return _file(path, empty)
     if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
-        raise UserError(configs.explain_missing(path) or f"There is no file {text}.")
+        raise UserError(finding.explain_missing(path) or f"There is no file {text}.")
     return _variant(text, empty)
 
 

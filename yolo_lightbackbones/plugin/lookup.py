@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from yolo_lightbackbones import configs
+from yolo_lightbackbones.configs import finding
 from yolo_lightbackbones.plugin.patching import Patches
 
 MODULE, FUNCTION = "ultralytics.utils.checks", "check_file"
@@ -44,12 +44,12 @@ def _check_file(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             found = original(file, *args, **kwargs)
         except FileNotFoundError as error:
-            if (bundled := configs.find_config(file)) is not None:
+            if (bundled := finding.find_config(file)) is not None:
                 return str(bundled)
-            if (meant := configs.explain_missing(file)) is not None:
+            if (meant := finding.explain_missing(file)) is not None:
                 raise FileNotFoundError(meant) from error
             raise
-        if found or (bundled := configs.find_config(file)) is None:
+        if found or (bundled := finding.find_config(file)) is None:
             return found
         return str(bundled)
 

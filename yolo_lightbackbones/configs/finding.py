@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from yolo_lightbackbones.messages import flow
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def config_dir() -> Path:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolo_lightbackbones import configs, registry
+from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
-from yolo_lightbackbones.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
+from yolo_lightbackbones.configs import finding
+from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
 
 TASK_TITLES = {
     "detect": "object detection",
@@ -183,7 +184,7 @@ def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
 
 def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
     """How the file is used, as comments."""
-    small = configs.scaled_name(name, letters[0])
+    small = finding.scaled_name(name, letters[0])
     if small == name:
         choice = "" if task == "classify" else f"    # letter: {letters[0]}"
     else:

@@ -1,0 +1,1 @@
+"""Model YAMLs: where the bundled ones are, and how they are written."""
