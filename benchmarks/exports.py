@@ -309,7 +309,7 @@ def _earlier_results() -> dict[tuple[str, str, str], Row]:
 
 
 def _digits() -> Path:
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     return build_digits(OVERLAYS / "digits", train_images=8, val_images=IMAGES) / "images" / "val"
 

@@ -296,7 +296,7 @@ def data_yaml(name: str, given: str, folder: Path) -> str:
         return str(Path(given).absolute())
     if name != "digits":
         sys.exit(f"error: where is {name}? Give --data {name}=FILE.yaml")
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     digits = build_digits(folder / "digits", train_images=800, val_images=400)
     pictures = sorted((digits / "images" / "val").iterdir())

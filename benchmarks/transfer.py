@@ -48,7 +48,7 @@ def single_digits(detection: Path, folder: Path) -> Path:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from yolo_lightbackbones.digits import CLASS_NAMES
+    from yolo_lightbackbones.datasets.digits import CLASS_NAMES
 
     if folder.is_dir():
         return folder

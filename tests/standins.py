@@ -157,7 +157,7 @@ def write_settings(folder: Path, datasets: Path, runs: Path) -> Path:
     """
     from ultralytics import settings
 
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     file = folder / "Ultralytics" / "settings.json"
     file.parent.mkdir(parents=True)

@@ -589,7 +589,7 @@ def test_the_bundled_neck_has_the_head_of_yolo11() -> None:
 @pytest.mark.slow
 def test_a_detector_of_blocks_trains_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     folder = build_digits(tmp_path / "digits", train_images=8, val_images=2)
     (data := tmp_path / "data.yaml").write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnc: 10\n")

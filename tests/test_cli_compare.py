@@ -15,9 +15,10 @@ from torch import nn
 from typer.testing import CliRunner, Result
 from ultralytics import YOLO
 
-from yolo_lightbackbones import fusion, plugin, timing
+from yolo_lightbackbones import fusion, plugin
 from yolo_lightbackbones.cli import app, targets
 from yolo_lightbackbones.cli import compare as compare_command
+from yolo_lightbackbones.measure import timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -842,7 +842,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path
     from detectors import awake_detector
 
     from yolo_lightbackbones.configs.finding import config_dir
-    from yolo_lightbackbones.digits import IMAGE_SIZE, build_digits
+    from yolo_lightbackbones.datasets.digits import IMAGE_SIZE, build_digits
 
     folder = tmp_path_factory.mktemp("detector")
     digits = build_digits(folder / "digits", train_images=1, val_images=16)

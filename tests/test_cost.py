@@ -13,7 +13,8 @@ from operations import operations
 from torch import Tensor, nn
 from ultralytics import YOLO
 
-from yolo_lightbackbones import cost, create_backbone
+from yolo_lightbackbones import create_backbone
+from yolo_lightbackbones.measure import cost
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the digits are drawn from scikit-learn's scans")
 
-from yolo_lightbackbones import digits
+from yolo_lightbackbones.datasets import digits
 
 TRAIN, VAL = 12, 8
 

@@ -85,7 +85,7 @@ def assert_refused(result: Completed, message: str, folder: Path, present: set[P
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set YAML of a few pictures of digits."""
     pytest.importorskip("sklearn", reason="the digits are drawn from scikit-learn's scans")
-    from yolo_lightbackbones.digits import CLASS_NAMES, build_digits
+    from yolo_lightbackbones.datasets.digits import CLASS_NAMES, build_digits
 
     folder = tmp_path_factory.mktemp("data")
     root = build_digits(folder / "digits", train_images=8, val_images=2)

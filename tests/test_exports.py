@@ -235,7 +235,7 @@ def test_circular_convolutions_of_large_maps(checkpoint: Path, format: str, pack
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data YAML of a few images to calibrate with."""
     pytest.importorskip("sklearn")
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     folder = build_digits(tmp_path_factory.mktemp("data") / "digits", train_images=1, val_images=8)
     (data := folder / "data.yaml").write_text(f"path: {folder}\ntrain: images/val\nval: images/val\nnc: 10\n")

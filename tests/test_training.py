@@ -277,7 +277,7 @@ def test_groups_are_chosen_by_the_rate_they_start_from() -> None:
 
 def tiny_data(folder: Path) -> Path:
     pytest.importorskip("sklearn")
-    from yolo_lightbackbones.digits import build_digits
+    from yolo_lightbackbones.datasets.digits import build_digits
 
     digits = build_digits(folder / "digits", train_images=8, val_images=2)
     (data := folder / "data.yaml").write_text(f"path: {digits}\ntrain: images/train\nval: images/val\nnc: 10\n")

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from yolo_lightbackbones.digits import build_digits
+from yolo_lightbackbones.datasets.digits import build_digits
 
 pytestmark = pytest.mark.slow
 

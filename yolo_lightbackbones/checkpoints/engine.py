@@ -21,7 +21,7 @@ from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.messages import CUT, flow, listed, printable
 
 PUBLISHED = ("edgevit", "parcnet", "repvit", "conv2former")
-"""Families with checkpoints of their authors; their layouts are in the module of the same name."""
+"""Families with checkpoints of their authors; their layouts are in the module of the same name in `layouts`."""
 
 RESEMBLES = 0.8
 """Share of a variant's parameters from which on weights that do not fit exactly are said to look like it."""
@@ -159,7 +159,7 @@ def layouts_of(family: str) -> tuple[Layout, ...]:
     """The layouts that a family's weights come in, ours first. A third party's family has ours alone."""
     if family not in PUBLISHED:
         return (OURS,)
-    published: tuple[Layout, ...] = importlib.import_module(f"{__package__}.{family}").LAYOUTS
+    published: tuple[Layout, ...] = importlib.import_module(f"{__package__}.layouts.{family}").LAYOUTS
     return (OURS, *published)
 
 

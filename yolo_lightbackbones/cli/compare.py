@@ -107,8 +107,9 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
     """Everything there is to say about them, as plain data."""
     import torch
 
-    from yolo_lightbackbones import published, timing
+    from yolo_lightbackbones import published
     from yolo_lightbackbones.cli.machine import cores, cpu_name
+    from yolo_lightbackbones.measure import timing
 
     with messages().status("Counting"):
         costs = [target.count(size).total for target in found]

@@ -11,7 +11,7 @@ from yolo_lightbackbones.cli.targets import Target
 
 if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
     from yolo_lightbackbones.backbone import Backbone
-    from yolo_lightbackbones.cost import Cost, Costs
+    from yolo_lightbackbones.measure.cost import Cost, Costs
 
 
 def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _entry(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, 
 
 
 def _measured(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, Any]:
-    from yolo_lightbackbones import cost
+    from yolo_lightbackbones.measure import cost
 
     backbone = _with_all_taps(cls, short).eval()
     total = cost.count(backbone, (1, 3, *size)).total

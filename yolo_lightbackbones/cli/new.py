@@ -90,7 +90,8 @@ def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
     import yaml
     from ultralytics.nn.tasks import guess_model_scale
 
-    from yolo_lightbackbones import cost, plugin
+    from yolo_lightbackbones import plugin
+    from yolo_lightbackbones.measure import cost
 
     plugin.register()  # where autoload is off
     config = yaml.safe_load(text)

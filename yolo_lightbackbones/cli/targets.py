@@ -15,7 +15,7 @@ from yolo_lightbackbones.messages import quoted
 
 if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
     from yolo_lightbackbones.backbone import Backbone
-    from yolo_lightbackbones.cost import Costs
+    from yolo_lightbackbones.measure.cost import Costs
 
 HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
 
@@ -59,7 +59,7 @@ class Target:
         Raises:
             UserError: if the module cannot run on such an image.
         """
-        from yolo_lightbackbones import cost
+        from yolo_lightbackbones.measure import cost
 
         try:
             return cost.count(self.module, (1, self.channels, *size), parts)

@@ -39,7 +39,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from yolo_lightbackbones import autoload, backbone, blocks, cost, fusion, layers, registry
+from yolo_lightbackbones import autoload, backbone, blocks, fusion, layers, registry
+from yolo_lightbackbones.measure import cost
 from yolo_lightbackbones.plugin import exporting, lookup, parser, rows, training, transfer
 from yolo_lightbackbones.plugin.patching import Patches, is_ours
 

@@ -1,0 +1,1 @@
+"""Names of the families' parameters in published files, one module per family."""
