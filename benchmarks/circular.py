@@ -5,8 +5,9 @@
 No test runs this: it measures time, which a busy machine cannot.
 
 Prints the time of the matrix product as a share of the convolution's, and the size of both files, for the maps of a
-parcnet_s that sees 640 x 640 pixels: `circular.MATRIX_FROM` is set by it. Runtimes that are not installed are left
-out. A pair of convolutions, along the height and then along the width; median of interleaved runs, one image, batch 1.
+parcnet_s that sees 640 x 640 pixels; the `matrix_from` of `plugin/formats.py` is set by it. Runtimes that are not
+installed are left out. A pair of convolutions, along the height and then along the width; median of interleaved runs,
+one image, batch 1.
 """
 
 from __future__ import annotations

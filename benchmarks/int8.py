@@ -18,10 +18,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_lightbackbones.plugin import exporting
+from yolo_lightbackbones.plugin import formats
 
 IMGSZ, DATA = 128, "digits.yaml"
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
@@ -76,7 +77,7 @@ def run_onnx(checkpoint: Path, cases: list[str], report: Callable[[str, Path], N
     from ultralytics import YOLO
     from ultralytics.utils.export import onnx as quantising
 
-    exporting.FLOAT_EXPECTATION_FORMATS = ()
+    formats.FORMATS["onnx"] = replace(formats.FORMATS["onnx"], float_expectation=False)
 
     def quantise(source: Any, target: str, dataset: Any, transform: Any, **_: Any) -> str:
         nodes = onnx.load(source).graph.node

@@ -17,7 +17,7 @@ import torch
 from operations import operations
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
 from yolo_lightbackbones.layers import DropPath
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones
@@ -531,7 +531,7 @@ class FamilyContract:
     @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace:FutureWarning")
     def test_fused_model_traces_for_any_size(self) -> None:
         fused = fusion.fuse(self.build())
-        fusion.record_for(fused, any_size=True)
+        recording.record_for(fused, any_size=True)
         image = random_image(64, 96)
         run(fused, image)
         traced = torch.jit.trace(fused, image, check_trace=False)  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils.callbacks import default_callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import fusion, plugin
+from yolo_lightbackbones import fusion, plugin, recording
 from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
 from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbedding
 from yolo_lightbackbones.backbones.repvit import SqueezeExcite
@@ -197,7 +197,7 @@ class TestRow:
         self, name: str, recorded: tuple[int, int], sizes: list[tuple[int, int]]
     ) -> None:
         fused = fusion.fuse(row(name))
-        fusion.record_for(fused, any_size=len(sizes) > 1)
+        recording.record_for(fused, any_size=len(sizes) > 1)
         traced = torch.jit.trace(fused, random_map(*recorded), check_trace=False)
         for height, width in sizes:
             x = random_map(height, width)
@@ -418,16 +418,16 @@ def on_export_start(exporter: Any) -> None:
 @pytest.mark.parametrize("name", ["LGLBlock", "ParCBlock"])
 def test_without_a_backbone_of_ours_the_export_seam_works_as_well(name: str, tmp_path: Path) -> None:
     model = YOLO(model_yaml(tmp_path, name)).model.fuse(verbose=False)
-    bound = modules(model, fusion.SizeBound)
+    bound = modules(model, recording.SizeBound)
     assert bound
     exporter = SimpleNamespace(model=model, args=SimpleNamespace(dynamic=True, format="onnx"))
     on_export_start(exporter)
-    assert {(m.any_size, m.format) for m in bound} == {(True, "onnx")}
-    exporter.args = SimpleNamespace(dynamic=False, format="mnn")
+    assert {(m.any_size, m.matrix_from) for m in bound} == {(True, 40)}
+    exporter.args = SimpleNamespace(dynamic=False, format="ncnn")
     on_export_start(exporter)
-    assert {(m.any_size, m.format) for m in bound} == {(False, "mnn")}
+    assert {(m.any_size, m.matrix_from) for m in bound} == {(False, 128)}
     exporter.args.dynamic = True
-    with pytest.raises(ValueError, match=r"dynamic=True is given for format=mnn.*only as torchscript, onnx, openvino"):
+    with pytest.raises(ValueError, match=r"dynamic=True is given for format=ncnn.*only as torchscript, onnx, openvino"):
         on_export_start(exporter)
 
 

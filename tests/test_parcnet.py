@@ -12,7 +12,7 @@ import torch
 from contract import Expected, FamilyContract, assert_features, random_image, randomise, run
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.backbones.parcnet import (
     ChannelAttention,
     CircularConv,
@@ -23,6 +23,7 @@ from yolo_lightbackbones.backbones.parcnet import (
     ParCNetConfig,
 )
 from yolo_lightbackbones.circular import Axis, FixedConv, circulant
+from yolo_lightbackbones.plugin import formats
 
 
 def test_a_fused_model_keeps_nothing_of_the_images_it_saw() -> None:
@@ -121,7 +122,7 @@ def test_position_embeddings_fold_one_by_one() -> None:
 def test_an_unfolded_branch_is_recorded_for_any_size_as_well() -> None:
     """A model with fake quantisers is exported unfolded."""
     branch, _, x = folded_branch()
-    fusion.record_for(branch, any_size=True)
+    recording.record_for(branch, any_size=True)
     traced = torch.jit.trace(branch, x, check_trace=False)
     other = torch.rand(2, 4, 9, 12)
     torch.testing.assert_close(run(traced, other), run(branch, other), rtol=1e-5, atol=1e-6)
@@ -197,7 +198,7 @@ class TestParCNet(FamilyContract):
         pytest.importorskip("onnx")
         runtime = pytest.importorskip("onnxruntime")
         fused = fusion.fuse(self.build())
-        fusion.record_for(fused, any_size=True)
+        recording.record_for(fused, any_size=True)
         path = str(tmp_path / "parcnet.onnx")
         torch.onnx.export(
             fused,
@@ -298,24 +299,25 @@ def test_both_forms_of_a_fixed_convolution_are_equal(axis: Axis, length: int) ->
         ("litert-int8", "aten::_convolution"),
         ("ncnn", "aten::_convolution"),
         ("onnx", "aten::_convolution"),
-        ("of-tomorrow", "aten::_convolution"),
+        ("formatoftomorrow", "aten::_convolution"),
     ],
 )
 def test_the_format_chooses_the_form(format: str, operator: str) -> None:
     """A map 24 long is a matrix product where that was measured to be much faster, a convolution elsewhere."""
     fused = fusion.fuse(ParCBranch(4, 8, 2, position=True))
-    fusion.record_for(fused, format)
+    name, _, int8 = format.partition("-")
+    recording.record_for(fused, matrix_from=formats.find(name).matrices_from(int8=bool(int8)))
     graph = str(torch.jit.trace(fused, torch.rand(1, 4, 24, 24)).inlined_graph)
     assert {name for name in ("aten::matmul", "aten::_convolution") if name in graph} == {operator}
 
 
 def test_recording_for_any_size_can_be_taken_back() -> None:
     fused = fusion.fuse(ParCBranch(4, 8, 2, position=True))
-    assert isinstance(fused, fusion.SizeBound)
+    assert isinstance(fused, recording.SizeBound)
     assert not fused.any_size
-    fusion.record_for(fused, any_size=True)
+    recording.record_for(fused, any_size=True)
     assert fused.any_size
-    fusion.record_for(fused)
+    recording.record_for(fused)
     assert not fused.any_size
 
 

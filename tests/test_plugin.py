@@ -22,7 +22,7 @@ from ultralytics.utils import checks, torch_utils
 from ultralytics.utils.callbacks import base as callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import autoload, backbone, fusion, plugin
+from yolo_lightbackbones import autoload, backbone, fusion, plugin, recording
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
 from yolo_lightbackbones.plugin import install
@@ -304,7 +304,7 @@ def test_an_export_for_any_size_is_recorded_as_such_or_refused(format: str, refu
     from ultralytics.utils.callbacks import default_callbacks
 
     (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__.startswith("yolo_lightbackbones."))
-    attention = next(m for m in detector.modules() if isinstance(m, fusion.SizeBound))
+    attention = next(m for m in detector.modules() if isinstance(m, recording.SizeBound))
     exporter = SimpleNamespace(model=detector, args=SimpleNamespace(dynamic=True, format=format))
     if refused:
         with pytest.raises(

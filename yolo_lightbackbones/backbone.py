@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion, layers
+from yolo_lightbackbones import fusion, layers, recording
 from yolo_lightbackbones.messages import quoted
 
 TAPS = ("P2", "P3", "P4", "P5")
@@ -406,7 +406,7 @@ class Backbone(fusion.Fusible):
             )
 
     def _check_size(self, x: Tensor) -> None:
-        if fusion.is_recording() or not isinstance(x, Tensor):  # torch.fx traces with a proxy
+        if recording.is_recording() or not isinstance(x, Tensor):  # torch.fx traces with a proxy
             return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
         divisor = self.size_divisibility
         height, width = x.shape[-2:]

@@ -17,27 +17,6 @@ from torch import Tensor
 Axis = Literal[2, 3]
 """Along the height (2) or the width (3) of (B, C, H, W)."""
 
-MATRIX_FROM = {"torchscript": 20, "openvino": 20, "litert": 20, "onnx": 40, "mnn": 40, "executorch": 40, "ncnn": 128}
-"""Format -> length of a map from which on an export holds circular convolutions as matrix products.
-
-A matrix is as many times larger than the kernel as the map is long, so it has to take less than three quarters of the
-time to be chosen (`benchmarks/circular.py`; its table of maps of 20, 40 and 80 is in docs/exports.md). In NCNN the
-convolution is faster up to 40 and hardly slower at 80.
-"""
-
-UNMEASURED = 64
-"""The same for formats that cannot be timed on Linux: a map large enough to win in every other runtime."""
-
-CONVOLUTIONS_ONLY = ("litert-int8",)
-"""LiteRT multiplies a matrix of integers with floats from the right alone."""
-
-
-def records_matrix(format: str, length: int) -> bool:
-    """Whether an export holds the convolutions of maps of this length as matrix products; see `fusion.SizeBound`."""
-    if format in CONVOLUTIONS_ONLY:
-        return False
-    return length >= MATRIX_FROM.get(format.removesuffix("-int8"), UNMEASURED)
-
 
 def resize(weight: Tensor, axis: Axis, length: int) -> Tensor:
     """A learned kernel or embedding, 1 long in every direction but its axis, interpolated to `length` along it."""

@@ -110,44 +110,6 @@ def has_folded(module: nn.Module) -> bool:
     return any(m.folded for m in module.modules() if isinstance(m, Fusible))
 
 
-def is_recording() -> bool:
-    """Whether the operations at hand are recorded by an exporter or a compiler, where sizes may be symbolic."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-
-
-class SizeBound(nn.Module):
-    """A module whose constants hold for one size of its input. What is recorded of it is chosen by `record_for`."""
-
-    any_size = False
-    """Whether a recording must hold for any size."""
-
-    format = "torchscript"
-    """What the recording becomes, in Ultralytics' names of export formats, with "-int8" behind it where weights become
-    integers: a family may know what is fast there, or does not work."""
-
-    def shape_of(self, x: Tensor) -> Sequence[int]:
-        """The shape of `x`; constant in a trace for one size, since NCNN takes no computed shapes."""
-        if self.any_size or not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            return x.shape
-        return [int(side) for side in x.shape]
-
-
-def is_size_bound(module: nn.Module) -> bool:
-    """Whether a recording of `module` holds for one size unless `record_for` says otherwise."""
-    return any(isinstance(child, SizeBound) for child in module.modules())
-
-
-def record_for(module: nn.Module, format: str = "torchscript", *, any_size: bool = False) -> None:
-    """Have exporters record `module` for this format, and for images of any size (slower where it is run) or of one.
-
-    Only what is recorded changes: called from Python, a fused module follows the size of every image.
-    """
-    for child in module.modules():
-        if isinstance(child, SizeBound):
-            child.any_size = any_size
-            child.format = format
-
-
 def _copy(module: nn.Module) -> nn.Module:
     """A deep copy, of which weights that pruning or a normalisation computes from others are part as well."""
     held = (value for child in module.modules() for value in vars(child).values())

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
 
@@ -151,7 +151,7 @@ class LocalPropagation(fusion.Fusible):
         return self
 
 
-class SparseAttention(fusion.Fusible, fusion.SizeBound):
+class SparseAttention(fusion.Fusible, recording.SizeBound):
     """Norm, multi-head attention among every r-th token in each direction, and back to all of them.
 
     (B, dim, H, W) -> the same; with r = 1 it is plain global attention (paper, section 3.2, "global sparse attention").
@@ -195,14 +195,14 @@ class SparseAttention(fusion.Fusible, fusion.SizeBound):
     def _cut_to(self, whole: Tensor, x: Tensor) -> Tensor:
         """`x` without what is beyond the right and lower border of `whole`."""
         height, width = self.shape_of(whole)[2:]
-        recorded_for_any = self.any_size and fusion.is_recording()  # nothing is known then but that it may be needed
+        recorded_for_any = self.any_size and recording.is_recording()  # nothing is known then but that it may be needed
         if not recorded_for_any and list(self.shape_of(x)[2:]) == [height, width]:
             return x
         return x[:, :, :height, :width]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of (B, heads, N, head_dim) each."""
-        if not fusion.is_recording():
+        if not recording.is_recording():
             return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         # Written out, since x2paddle takes no scale but the default, and other exporters multiply by it for nothing.
         q = q if self.scale == 1 else q * self.scale

@@ -26,14 +26,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.backbone import Backbone, InputConvention, Stage, drop_path_rates
 from yolo_lightbackbones.circular import (
     Axis,
     FixedConv,
     circulant,
     circular_conv,
-    records_matrix,
     resize,
     symbolic_circular_conv,
     symbolic_resize,
@@ -141,7 +140,7 @@ class Stem(nn.Module):
         return out
 
 
-class CircularConv(fusion.SizeBound):
+class CircularConv(recording.SizeBound):
     """Global circular convolution along one axis, depthwise (paper, section 3.1): (B, dim, H, W) -> the same.
 
     Every position sees its whole row or column, and no border: the map is taken to go on with its other end.
@@ -154,7 +153,7 @@ class CircularConv(fusion.SizeBound):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # what a convolution of this shape starts with
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.any_size and fusion.is_recording():
+        if self.any_size and recording.is_recording():
             return symbolic_circular_conv(x, self.weight, self.axis)
         return circular_conv(x, resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
 
@@ -162,7 +161,7 @@ class CircularConv(fusion.SizeBound):
         return f"{self.weight.shape[0]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"
 
 
-class PositionEmbedding(fusion.SizeBound):
+class PositionEmbedding(recording.SizeBound):
     """Adds what a row or column starts from, since a circular convolution cannot tell where it is (paper, section 3.1).
 
     (B, dim, H, W) -> the same; the embedding varies along its axis alone.
@@ -177,7 +176,7 @@ class PositionEmbedding(fusion.SizeBound):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.any_size and fusion.is_recording():
+        if self.any_size and recording.is_recording():
             return x + symbolic_resize(self.weight, self.axis, x)
         return x + resize(self.weight, self.axis, int(x.shape[self.axis]))
 
@@ -216,7 +215,7 @@ class ParCBranch(fusion.Fusible):
         return FoldedParCBranch(self)
 
 
-class FoldedParCBranch(fusion.SizeBound):
+class FoldedParCBranch(recording.SizeBound):
     """A `ParCBranch` for inference, two circular convolutions and what is added: (B, dim, H, W) -> the same.
 
     The norm's scale is folded into the first kernel; its shift and the position embeddings are carried through the
@@ -256,11 +255,11 @@ class FoldedParCBranch(fusion.SizeBound):
         self._settle()
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_dynamo_compiling() or (self.any_size and fusion.is_recording()):
+        if torch.compiler.is_dynamo_compiling() or (self.any_size and recording.is_recording()):
             return x + self._symbolic_branch(x)
         out = x
         for conv in self._convs(int(x.shape[2]), int(x.shape[3])):
-            out = conv(out, as_matrix=not fusion.is_recording() or records_matrix(self.format, conv.length))
+            out = conv(out, as_matrix=not recording.is_recording() or self.records_matrix(conv.length))
         return x + out
 
     def _symbolic_branch(self, x: Tensor) -> Tensor:
@@ -273,7 +272,7 @@ class FoldedParCBranch(fusion.SizeBound):
 
     def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
         """The convolutions for maps of this size."""
-        if fusion.is_recording():  # it follows one thread: what another one computes is a constant to it
+        if recording.is_recording():  # it follows one thread: what another one computes is a constant to it
             with ThreadPoolExecutor(max_workers=1) as aside:
                 return aside.submit(self._known_convs, height, width).result()
         present = self._folded_parameters()

@@ -21,6 +21,7 @@ from typing import Any
 from yolo_lightbackbones import __version__
 from yolo_lightbackbones.cli.machine import cores, cpu_name, installed
 from yolo_lightbackbones.configs import finding
+from yolo_lightbackbones.plugin import formats
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 
@@ -36,23 +37,10 @@ LIBRARIES = {
     "OpenCV": ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "numpy": ("numpy",),
 }
-RUNTIMES = {
-    "onnx": ("onnx",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "onnxslim": ("onnxslim",),
-    "openvino": ("openvino",),
-    "nncf": ("nncf",),
-    "ncnn": ("ncnn",),
-    "MNN": ("MNN",),
-    "executorch": ("executorch",),
-    "coremltools": ("coremltools",),
-    "litert-torch": ("litert-torch",),
-    "ai-edge-litert": ("ai-edge-litert",),
-    "tensorflow": ("tensorflow",),
-    "paddlepaddle": ("paddlepaddle",),
-    "tensorrt": ("tensorrt",),
-}
 """What is shown -> names of the distributions that it may come from."""
+
+ALSO = {"onnxruntime": ("onnxruntime-gpu",)}
+"""Package of an export format -> other distributions that bring it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,8 @@ class Finding:
 
 def versions() -> dict[str, str | None]:
     """What runs here, by name; None for what is not installed. Imports nothing but torch."""
-    found = {name: installed(*names) for name, names in (LIBRARIES | RUNTIMES).items()}
+    runtimes = {name: (name, *ALSO.get(name, ())) for name in formats.packages()}
+    found = {name: installed(*names) for name, names in (LIBRARIES | runtimes).items()}
     if found["torch"]:
         found["torch"] += f", {_devices()}"
     return {

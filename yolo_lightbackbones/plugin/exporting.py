@@ -19,26 +19,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion, writing
-
-ANY_SIZE_FORMATS = ("torchscript", "onnx", "openvino", "engine")
-"""Formats that `dynamic=True` was tested in, and TensorRT, whose engines are made from the ONNX file."""
-
-FLOAT_EXPECTATION_FORMATS = ("onnx", "litert")
-"""Formats whose INT8 quantisation would round the bin numbers of `expected_distances`."""
+from yolo_lightbackbones import recording, writing
+from yolo_lightbackbones.plugin import formats
 
 INT8 = (8, "w8a16", "w8a32")
 """Ultralytics' values of `quantize=` that make integers of weights, activations or both."""
-
-_EXTRAS = {
-    **dict.fromkeys(("onnx", "openvino", "ncnn", "mnn"), "export"),
-    "executorch": "executorch",
-    "coreml": "coreml",
-    "litert": "litert",
-    "paddle": "paddle",
-    **dict.fromkeys(("saved_model", "pb"), "tensorflow"),
-}
-"""Format -> the extra of this package that installs what it needs."""
 
 _STAGING = ".lightbackbones-export-"
 """Prefix of the folders that exports work in."""
@@ -55,10 +40,11 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
     Raises:
         ValueError: for `dynamic=True` in a format in which our modules have not been seen to follow the size.
     """
-    if dynamic and format not in ANY_SIZE_FORMATS and fusion.is_size_bound(model):
+    if dynamic and not formats.find(format).any_size and recording.is_size_bound(model):
         raise ValueError(
             f"dynamic=True is given for format={format}, but layers of this model can be exported for any size "
-            f"only as {', '.join(ANY_SIZE_FORMATS)}. Leave dynamic out, and give the size you need: imgsz=height,width."
+            f"only as {', '.join(formats.any_size())}. Leave dynamic out, and give the size you need: "
+            "imgsz=height,width."
         )
 
 
@@ -322,7 +308,7 @@ def _clear(folder: Path, target: Path) -> None:
 
 
 def _how_to_install(format: str, error: ModuleNotFoundError) -> str:
-    extra = _EXTRAS.get(format)
+    extra = formats.find(format).extra
     how = (
         f'install what it needs, in a clone of yolo_lightbackbones, with: pip install ".[{extra}]"'
         if extra

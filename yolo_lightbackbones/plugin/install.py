@@ -39,9 +39,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from yolo_lightbackbones import autoload, backbone, blocks, fusion, layers, registry
+from yolo_lightbackbones import autoload, backbone, blocks, fusion, layers, recording, registry
 from yolo_lightbackbones.measure import cost
-from yolo_lightbackbones.plugin import exporting, lookup, parser, rows, training, transfer
+from yolo_lightbackbones.plugin import exporting, formats, lookup, parser, rows, training, transfer
 from yolo_lightbackbones.plugin.patching import Patches, is_ours
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
@@ -269,8 +269,9 @@ def _on_export_start(exporter: Any) -> None:
         return
     exporting.refuse_misfits(model, options.format, dynamic=bool(options.dynamic))
     int8 = getattr(options, "quantize", None) in exporting.INT8
-    fusion.record_for(model, options.format + "-int8" * int8, any_size=bool(options.dynamic))
-    if int8 and options.format in exporting.FLOAT_EXPECTATION_FORMATS:
+    format = formats.find(options.format)
+    recording.record_for(model, any_size=bool(options.dynamic), matrix_from=format.matrices_from(int8=int8))
+    if int8 and format.float_expectation:
         _expect_in_float(model)
     _stage(exporter)
 
