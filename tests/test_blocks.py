@@ -32,7 +32,8 @@ from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbe
 from yolo_lightbackbones.backbones.repvit import SqueezeExcite
 from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, LGLBlocks, ParCBlocks, RepViTBlocks
 from yolo_lightbackbones.layers import DropPath
-from yolo_lightbackbones.plugin import parser, rows, training
+from yolo_lightbackbones.plugin import parser, training
+from yolo_lightbackbones.plugin.row import ConfigError, UnknownModuleError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -486,7 +487,7 @@ def test_nothing_that_others_see_is_changed(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("module", "error"), [("LGLBlocks", rows.UnknownModuleError), ("Nobodys", KeyError)])
+@pytest.mark.parametrize(("module", "error"), [("LGLBlocks", UnknownModuleError), ("Nobodys", KeyError)])
 def test_a_module_that_nobody_knows(module: str, error: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(error, match=r"row 3 .*'LGLBlocks'. Did you mean 'LGLBlock'|^'Nobodys'$") as seen:
         YOLO(model_yaml(tmp_path, module, *NAMES[1:]))
@@ -509,7 +510,7 @@ def test_a_parser_that_somebody_wrapped(tmp_path: Path, monkeypatch: pytest.Monk
             r"yolo11n_blocks\.yaml, row 3 \[-1, 3, LGLBlock, \[256\]\]: rows of RepViTBlock, LGLBlock, ParCBlock, "
             rf"ConvModBlock are not available with Ultralytics \S+: .*wrapped it.*{plugin.TESTED_VERSIONS}; install"
         )
-        with pytest.raises(rows.ConfigError, match=expected):
+        with pytest.raises(ConfigError, match=expected):
             YOLO(model_yaml(tmp_path, "LGLBlock"))
     finally:
         yolo_lightbackbones.unregister()

@@ -30,7 +30,8 @@ from yolo_lightbackbones import blocks, plugin, registry
 from yolo_lightbackbones.cli import untrusted
 from yolo_lightbackbones.cli.common import UserError
 from yolo_lightbackbones.messages import quoted
-from yolo_lightbackbones.plugin import rows
+from yolo_lightbackbones.plugin import hints, rows
+from yolo_lightbackbones.plugin.row import TAP, ConfigError, modules
 
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
 PARSED = 10
@@ -207,9 +208,9 @@ def check(config: Any) -> str:
             config = rows.translate(config, 3, families)
         if rows.names_block(config, blocks.BLOCKS):
             rows.check_blocks(config, blocks.BLOCKS)
-        for module in set(rows.modules(config)) - set(vars(tasks)) - set(blocks.BLOCKS):
-            rows.explain_unknown(config, module, [*families, rows.TAP, *blocks.BLOCKS])
-    except rows.ConfigError as error:
+        for module in set(modules(config)) - set(vars(tasks)) - set(blocks.BLOCKS):
+            hints.explain_unknown(config, module, [*families, TAP, *blocks.BLOCKS])
+    except ConfigError as error:
         message = str(error)
         assert len(message) < 1500, message
         assert message.isprintable(), message
@@ -222,7 +223,7 @@ def parse(config: Any) -> None:
     try:
         with torch.device("meta"):
             tasks.parse_model(config, 3, verbose=False)
-    except (rows.ConfigError, TooLongError):
+    except (ConfigError, TooLongError):
         raise
     except Exception as error:
         files = [Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)]
@@ -301,7 +302,7 @@ def test_damaged_files(tmp_path: Path) -> None:
                 config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
                 if isinstance(config, dict):
                     untrusted.check_model(config, "model.yaml")
-        except (UserError, rows.ConfigError) as error:
+        except (UserError, ConfigError) as error:
             message = str(error)
         except BaseException:
             print(f"case {case}", file=sys.stderr)

@@ -41,7 +41,7 @@ from torch import nn
 
 from yolo_lightbackbones import autoload, backbone, blocks, fusion, layers, recording, registry
 from yolo_lightbackbones.measure import cost
-from yolo_lightbackbones.plugin import exporting, formats, lookup, parser, rows, training, transfer
+from yolo_lightbackbones.plugin import exporting, formats, hints, lookup, parser, row, rows, training, transfer
 from yolo_lightbackbones.plugin.patching import Patches, is_ours
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
@@ -158,7 +158,7 @@ def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..
             try:
                 return parse(d, ch, *args, **kwargs)
             except KeyError as error:  # how the parser takes a module that it does not know
-                rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
+                hints.explain_unknown(d, str(error.args[0]), [*families, row.TAP, *blocks.BLOCKS])
                 raise
 
     return parse_model
@@ -219,7 +219,7 @@ def _is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
 
 def _excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
     def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, rows.ConfigError):
+        if isinstance(error, row.ConfigError):
             print(f"yolo_lightbackbones: {error}", file=sys.stderr)
         else:
             original(kind, error, trace)
@@ -440,7 +440,7 @@ def _seams(package: Ultralytics) -> list[Seam]:
         gone = f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}"
         fits = isinstance(listed, list)
         found.append(Seam(f"callback {event}", None if fits else gone, fits and callback in listed))
-    names = {**registry.families(), **dict.fromkeys((rows.TAP, *blocks.BLOCKS))}  # of the latter, none is put there
+    names = {**registry.families(), **dict.fromkeys((row.TAP, *blocks.BLOCKS))}  # of the latter, none is put there
     for name, cls in names.items():
         held = getattr(tasks, name, None)
         clash = hasattr(tasks, name) and held is not cls
