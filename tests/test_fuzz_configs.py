@@ -40,7 +40,7 @@ SECONDS = 5
 
 CFG = Path(__file__).resolve().parent.parent / "cfg"
 PACKAGE = Path(rows.__file__).resolve().parent.parent
-SEAM = {"install.py", "parser.py", "patching.py"}
+SEAM = {"parse_model.py", "parser.py", "patching.py"}
 """Files of ours that an error of Ultralytics' own parser passes through."""
 
 BLOCKS = """

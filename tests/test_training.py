@@ -15,7 +15,7 @@ from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
 from yolo_lightbackbones import layers
-from yolo_lightbackbones.plugin import install, training
+from yolo_lightbackbones.plugin import training
 
 FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 
@@ -255,7 +255,7 @@ def test_an_optimizer_of_one_group_is_told_once_where_it_matters(decay: float) -
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        install._on_pretrain_routine_end(SimpleNamespace(optimizer=optimizer, model=model))
+        training.on_pretrain_routine_end(SimpleNamespace(optimizer=optimizer, model=model))
     assert len(caught) == (decay > 0), "without weight decay, nothing has to move"
     if caught:
         assert "has no group 'bn' to move parameters of our layers to, only weight." in str(caught[0].message)

@@ -39,9 +39,6 @@ LIBRARIES = {
 }
 """What is shown -> names of the distributions that it may come from."""
 
-ALSO = {"onnxruntime": ("onnxruntime-gpu",)}
-"""Package of an export format -> other distributions that bring it."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -62,8 +59,7 @@ class Finding:
 
 def versions() -> dict[str, str | None]:
     """What runs here, by name; None for what is not installed. Imports nothing but torch."""
-    runtimes = {name: (name, *ALSO.get(name, ())) for name in formats.packages()}
-    found = {name: installed(*names) for name, names in (LIBRARIES | runtimes).items()}
+    found = {name: installed(*names) for name, names in (LIBRARIES | formats.packages()).items()}
     if found["torch"]:
         found["torch"] += f", {_devices()}"
     return {
@@ -194,7 +190,7 @@ def _ultralytics() -> list[Finding]:
 
     version = str(importlib.import_module("ultralytics").__version__)
     seams = plugin.seams()
-    fits = not any(seam.problem for seam in seams)
+    fits = not any(seam.problem for seam in seams if seam.feature is None)
     tested = f"tested: {plugin.TESTED_VERSIONS}"
     if plugin.is_tested(version):
         found = [Finding("Ultralytics version", OK, f"{version} ({tested})")]
@@ -218,6 +214,9 @@ def _tested_release(plugin: Any) -> str:
 
 
 def _seam(seam: Any, registered: bool) -> Finding:
+    if seam.problem and seam.feature:
+        text = f"does not fit: {seam.problem}; so there is {seam.feature}"
+        return Finding(seam.name, WRONG, text, "everything else works. Install a tested release of Ultralytics.")
     if seam.problem:
         return Finding(seam.name, WRONG, f"does not fit: {seam.problem}")
     if seam.installed is None:

@@ -1,4 +1,4 @@
-"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no Ultralytics and no family.
+"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no family.
 
 Ultralytics sorts parameters into groups by name and shape: what is neither a bias nor in one of torch's own norms
 decays, and under MuSGD every parameter with two or four dimensions is made orthogonal, as if it were a matrix. For our
@@ -8,7 +8,12 @@ branch, and where. And depthwise kernels, circular kernels and embeddings have f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.plugin import releases
 
 WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 """What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised, biases."""
@@ -23,6 +29,16 @@ WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 BUFFER, MUON_SGD_BUFFER = "momentum_buffer", "momentum_buffer_SGD"
 """MuSGD's state. In a group that it orthogonalises, the first is an average of gradients and the second SGD's sum of
 them; in other groups the first is SGD's sum, and there is no second."""
+
+UNSORTED = "no weight decay of 0 for layer scales and position embeddings, and Muon for kernels that are no matrices"
+
+
+def on_pretrain_routine_end(trainer: Any) -> None:
+    """Ultralytics' callback on every worker: the optimizer is built (or resumed), and nothing is trained yet."""
+    try:
+        regroup(trainer.optimizer, trainer.model)
+    except ValueError as error:
+        warnings.warn(f"{error} Ultralytics {releases.version()} trains it as it trains its own layers.", stacklevel=2)
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
@@ -34,7 +50,8 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     run (after a loss of NaN). Groups and parameters that are added later are saved behind the others of their group.
 
     Raises:
-        ValueError: if there is no group to move them to. Nothing is moved then.
+        ValueError: if there is no group to move them to, or a group does not do what its label says. Nothing is moved
+            then.
     """
     groups = optimizer.param_groups
     names = {id(param): name for name, param in model.named_parameters()}
@@ -60,9 +77,17 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 
 
 def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it."""
+    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it.
+
+    Raises:
+        ValueError: if the group does not do what its label says.
+    """
     label = group.get("param_group")
     if label in {WEIGHT, NO_DECAY, MUON, BIAS}:
+        if label == NO_DECAY and group.get("weight_decay"):
+            raise ValueError(f"The optimizer's group {label!r} has a weight decay of {group['weight_decay']}.")
+        if (label == MUON) != bool(group.get("use_muon")):
+            raise ValueError(f"The optimizer's group {label!r} has use_muon={group.get('use_muon')}.")
         return str(label)
     if group.get("use_muon"):
         return MUON
@@ -178,3 +203,52 @@ def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
     if BUFFER not in state:
         return state
     return {**state, BUFFER: state[BUFFER] * (1 - momentum), MUON_SGD_BUFFER: state[BUFFER]}
+
+
+# --- whether Ultralytics sorts parameters as this expects -------------------------------------------------------------
+
+
+class _Tiny(nn.Module):
+    """A model with one parameter of each kind, without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+
+
+def misfit_of_groups(build_optimizer: Callable[..., torch.optim.Optimizer]) -> str | None:
+    """How Ultralytics' groups differ from what `regroup` expects, tried on a model of two layers; None if they do not.
+
+    Args:
+        build_optimizer: the method of Ultralytics' trainer.
+    """
+    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 1})
+    for optimizer, matrix in (("SGD", WEIGHT), ("MuSGD", MUON)):
+        model = _Tiny()
+        names = {id(param): name for name, param in model.named_parameters()}
+        expected = {"model.0.weight": matrix, "model.1.weight": NO_DECAY, "model.1.bias": BIAS}
+        try:
+            with _muted():
+                groups = build_optimizer(trainer, model, name=optimizer, lr=0.01, decay=0.01).param_groups
+            seen = {names[id(param)]: _kind(group, names) for group in groups for param in group["params"]}
+        except Exception as error:  # whatever it raises, it is no method that we know
+            return f"BaseTrainer.build_optimizer fails for {optimizer} on a model of two layers: {error!r}"
+        if seen != expected:
+            return f"BaseTrainer.build_optimizer sorts parameters for {optimizer} into {seen}, not {expected}"
+    return None
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Without lines in Ultralytics' log about an optimizer that trains nothing."""
+    log = importlib.import_module("ultralytics.utils").LOGGER
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(drop)
+    try:
+        yield
+    finally:
+        log.removeFilter(drop)
