@@ -198,7 +198,7 @@ def _ultralytics() -> list[Finding]:
         text = f"{version} is outside the tested range ({tested}); the seams {'fit' if fits else 'do not fit'}"
         found = [Finding("Ultralytics version", NOTE if fits else WRONG, text, _tested_release(plugin))]
     registered = plugin.is_registered()
-    found += [_seam(seam, registered) for seam in seams]
+    found += [_seam(seam, registered, _tested_release(plugin)) for seam in seams]
     if registered:
         return [*found, _trial()]
     if not fits:
@@ -213,10 +213,10 @@ def _tested_release(plugin: Any) -> str:
     return f'if something fails, install a tested release: pip install "ultralytics>={first},<={last}"'
 
 
-def _seam(seam: Any, registered: bool) -> Finding:
+def _seam(seam: Any, registered: bool, tested_release: str) -> Finding:
     if seam.problem and seam.feature:
-        text = f"does not fit: {seam.problem}; so there is {seam.feature}"
-        return Finding(seam.name, WRONG, text, "everything else works. Install a tested release of Ultralytics.")
+        text = f"does not fit: {seam.problem}. Without it there is {seam.feature}; everything else works"
+        return Finding(seam.name, WRONG, text, tested_release)
     if seam.problem:
         return Finding(seam.name, WRONG, f"does not fit: {seam.problem}")
     if seam.installed is None:

@@ -28,9 +28,9 @@ from yolo_lightbackbones.plugin.staging import Staging
 INT8 = (8, "w8a16", "w8a32")
 """Ultralytics' values of `quantize=` that make integers of weights, activations or both."""
 
-UNPREPARED = "no preparation of our layers for an export: their sizes, what INT8 would spoil, files all or none"
+UNPREPARED = "no preparation of our layers for exports"
 UNSEEN_INT8 = "no difference between INT8 and other exports of our layers"
-ROUNDED = "no expectation over a box's distances kept in float in INT8 exports"
+ROUNDED = "no box distances kept in float in INT8 exports"
 UNSTAGED = "no protection of older files when an export fails"
 
 

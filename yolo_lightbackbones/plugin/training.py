@@ -30,7 +30,7 @@ BUFFER, MUON_SGD_BUFFER = "momentum_buffer", "momentum_buffer_SGD"
 """MuSGD's state. In a group that it orthogonalises, the first is an average of gradients and the second SGD's sum of
 them; in other groups the first is SGD's sum, and there is no second."""
 
-UNSORTED = "no weight decay of 0 for layer scales and position embeddings, and Muon for kernels that are no matrices"
+UNSORTED = "no optimizer groups of their own for layer scales, position embeddings and depthwise kernels"
 
 
 def on_pretrain_routine_end(trainer: Any) -> None:
