@@ -127,4 +127,4 @@ def test_its_converter_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ultralytics_has_the_formats_of_the_table() -> None:
     offered = export_formats()["Argument"]
-    assert {name for name in formats.FORMATS if name not in offered} == {"madeup"}
+    assert {name for name in formats.FORMATS if name not in offered} <= {"madeup", "xilinx"}, "the latter is new"

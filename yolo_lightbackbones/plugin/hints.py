@@ -16,7 +16,7 @@ from yolo_lightbackbones.messages import flow, quoted
 from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, is_whole, modules, parse
 
 _OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
-"""Blocks called after their family; RepViT's has that name in its paper."""
+"""Names that people make of a family's -> the block. RepViT is not here: its paper says RepViTBlock."""
 
 _ENDINGS = ("", "block", "blocks")
 
@@ -90,7 +90,7 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
 
 
 def _example(family: type[Backbone], variant: str | None = None, args: Sequence[Any] = ()) -> str:
-    """A backbone row as it should be; its variant from the row at hand where that has one."""
+    """A correct row for a backbone; it keeps the variant of the wrong row (`args`) if the family has it."""
     first: Any = variant or next(iter(family.variants))
     if variant is None and args:
         with contextlib.suppress(ValueError):
@@ -99,5 +99,5 @@ def _example(family: type[Backbone], variant: str | None = None, args: Sequence[
 
 
 def _letters(name: str) -> str:
-    """A name without what people write differently: `RepViT-M0.9` -> `repvitm09`."""
+    """A name without case and punctuation, which people write differently: `RepViT-M0.9` -> `repvitm09`."""
     return re.sub(r"[\W_]+", "", name[:LONGEST_TEXT].lower())

@@ -1,7 +1,7 @@
 """Refuses model YAMLs that would take memory or time without end.
 
-A YAML can come from anybody. A few aliases in it stand for millions of values, and a number in it is how often a layer
-is built.
+A YAML can come from anybody. A few aliases in it can stand for millions of values, and a number in it says how often a
+layer is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from yolo_lightbackbones.messages import flow, quoted
 from yolo_lightbackbones.plugin.row import ConfigError, as_list, is_number, where_of
 
 LARGEST_FACTOR = 10
-"""Of the depth and the width of a scale."""
+"""Largest depth and largest width of a scale."""
 
 _MOST_REPEATS = 200
 _NUMBERS = ("nc", "reg_max", "kpt_shape", "ne", "channels", "depth_multiple", "width_multiple")
@@ -51,7 +51,7 @@ def check_bounds(config: Mapping[str, Any]) -> None:
 
 
 def _check_repeats(row: Any, depth: float) -> None:
-    """Refuse what Ultralytics would build without end: it rounds the repeats of a row times the depth."""
+    """Refuse a row with too many repeats; Ultralytics multiplies them by the depth of the scale."""
     repeats = row[1] if isinstance(row, list | tuple) and len(row) > 1 else 1
     if is_number(repeats) and repeats > 1 and repeats * depth > _MOST_REPEATS:
         times = f" times a depth of {quoted(depth)}" if depth != 1 else ""
@@ -59,7 +59,7 @@ def _check_repeats(row: Any, depth: float) -> None:
 
 
 def _factors(config: Mapping[str, Any]) -> list[float]:
-    """All depths that a model may be built at, 1 among them."""
+    """Every depth that the model may be built with, and 1."""
     scales = config.get("scales")
     factors = (
         [value[0] for value in scales.values() if isinstance(value, list | tuple) and value]

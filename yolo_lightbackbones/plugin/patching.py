@@ -27,7 +27,7 @@ class Patches:
         self._undo: list[Callable[[], None]] = []
 
     def keep(self, undo: Callable[[], None]) -> None:
-        """Remember how to take something off that is about to be put on; `undo` must bear that it is gone already."""
+        """Remember how to take off what is put on next. `undo` must not fail if it is gone already."""
         self._undo.append(undo)
 
     def remove(self) -> None:

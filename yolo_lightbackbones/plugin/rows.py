@@ -42,12 +42,12 @@ _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
-    """Whether a model config has a backbone or a tap. Never raises: a config without one is none of our business."""
+    """Whether a model config has a backbone or a tap. Never raises: other configs are left to Ultralytics."""
     return any(module == TAP or module in families for module in modules(config))
 
 
 def names_block(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> bool:
-    """Whether a model config has a row of blocks. Never raises: a config without one is none of our business."""
+    """Whether a model config has a row of blocks. Never raises: other configs are left to Ultralytics."""
     return any(module in blocks for module in modules(config))
 
 
@@ -277,7 +277,7 @@ _known_taps: dict[tuple[type[Backbone], str, int], tuple[Any, tuple[str, ...], t
 
 
 def _probe_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The same, asked of the backbone: all four taps, or as many as a family of somebody else's has."""
+    """Build the backbone with all four taps, or with as many as a third-party family has, and ask it."""
     refused: ValueError | None = None
     for count in range(len(TAPS), 0, -1):
         for taps in itertools.combinations(TAPS, count):
@@ -322,7 +322,7 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
 
 
 def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int:
-    """Check an `Index` row on the backbone: Ultralytics trusts its channel number, we know it."""
+    """Check an `Index` row on the backbone; return the tap's position. Ultralytics checks no channel number."""
     if not is_whole(row.repeats) or row.repeats != 1:
         raise row.error(f"repeats is {quoted(row.repeats)}; an index cannot be repeated: write 1.")
     if not 1 <= len(row.args) <= 2:

@@ -65,7 +65,7 @@ class Staging:
             self._close()
 
     def in_place(self, text: str) -> str:
-        """`text` with paths of files in the folder as they are once the files have taken their places."""
+        """`text` with every path into the hidden folder replaced by the path of the file in its final place."""
         return re.sub(rf"{re.escape(self._folder.name)}([/\\]+{self._new.name})?([/\\]+|$)", "", text)
 
     def _open(self) -> None:
@@ -132,7 +132,7 @@ class Staging:
             old.replace(target)
 
     def _explain(self, error: BaseException) -> None:
-        """Let the error name a file that the user knows."""
+        """Make the error name the file in its final place, which the user knows."""
         if isinstance(error, OSError) and error.errno is not None:
             if isinstance(error.filename, str):
                 error.filename = self.in_place(error.filename) or "."
@@ -144,7 +144,7 @@ class Staging:
 
 
 def _add_missing(source: Path, folder: Path) -> None:
-    """Add to `folder` what only `source` has: files of exports for other devices, or of the user."""
+    """Add to `folder` the files that only `source` has: the user's own, or those of exports for other devices."""
     if not (source.is_dir() and folder.is_dir()):
         return
 
@@ -189,7 +189,7 @@ def _lock(folder: Path, *, wait: bool = False) -> int | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Exports that end at the same time put their files into the folder one after the other."""
+    """Hold a lock on the folder, so that exports that end at the same time move their files one after the other."""
     lock = _lock(folder, wait=True)
     try:
         yield
@@ -207,7 +207,7 @@ def _sweep(target: Path) -> None:
 
 
 def _clear(folder: Path, target: Path) -> None:
-    """The same for one folder.
+    """Remove what one killed export has left, and put back what it had moved away.
 
     Raises:
         OSError: if another export is at work in it.

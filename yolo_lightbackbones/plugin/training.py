@@ -98,7 +98,7 @@ def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
 
 
 def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
-    """By the id of a parameter: from which kind of group to which other it has to move."""
+    """`id` of a parameter -> kind of the group it is in -> kind of the group that it has to move to."""
     wanted: dict[int, dict[str, str]] = {}
     for part in (module for module in model.modules() if isinstance(module, Backbone | BlockRow)):
         kept_whole = part.no_weight_decay()
@@ -119,7 +119,7 @@ def _is_matrix(module: nn.Module) -> bool:
 def _group_like(
     groups: Sequence[dict[str, Any]], kinds: Sequence[str], kind: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """The group of that kind with the learning rate of `source`, or the last of that kind.
+    """The group of a kind that has the learning rate of `source`, or the last group of that kind.
 
     The rate they start from: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
     """
@@ -188,7 +188,7 @@ def _as_now(
 
 
 def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
-    """MuSGD's state of a parameter that it orthogonalised, for one that it does not: the same sum of gradients.
+    """Convert MuSGD's state of an orthogonalised parameter into that of any other: the same sum of gradients.
 
     A state of 0.1.0 has the sum in the place of the average, and nothing else; it stays as it is.
     """
@@ -199,7 +199,9 @@ def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
-    """The other way: an average of gradients is (1 - momentum) times their sum, weight decay included."""
+    """Convert a state back (see `_as_sgd`): the average of gradients is (1 - momentum) times their sum, which
+    includes weight decay.
+    """
     if BUFFER not in state:
         return state
     return {**state, BUFFER: state[BUFFER] * (1 - momentum), MUON_SGD_BUFFER: state[BUFFER]}
