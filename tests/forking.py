@@ -4,8 +4,8 @@
     python forking.py run SOCKET COMMAND...   # sends a command with its folder, environment and streams, and waits
 
 The parent has imported torch and its kind, and neither Ultralytics nor the package: what a process imports of those
-two, and in which order, is its own. A command whose environment Python or the autoload reads at start-up is started in full
-where that environment is another than the parent's.
+two, and in which order, is its own. A command is started in full if Python or the autoload would read something else in
+its environment at start-up than the parent did.
 """
 
 from __future__ import annotations
