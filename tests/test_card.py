@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -420,3 +422,17 @@ def test_the_table_of_checksums_counts_the_releases() -> None:
     assert len([release for release in files if release.repo_id]) == 10
     assert row("docs/weights.md", "the authors' other ten")
     assert row("docs/weights.md", "timm's ten")
+
+
+def test_the_page_on_families_shows_a_card_and_a_layout_that_work() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "add-a-backbone.md").read_text()
+    shown: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        if "--8<--" not in block:
+            exec(block, shown)
+    registry.register_backbone(family("Shown", "shown", shown["card"]))
+    (layout,) = shown["LAYOUTS"]
+    converted = rules.convert(layout, {"layer0.0.conv.weight": torch.ones(1), "head.weight": torch.ones(1)})
+    assert list(converted.placed) == ["stages.0.blocks.0.conv.weight"]
+    fields = re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `")))
+    assert fields == [field.name for field in dataclasses.fields(Card)]

@@ -188,7 +188,10 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> li
     kept = " project=$PWD name=pretrain exist_ok=True" if task == "classify" else ""  # where the next line looks for it
     lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{kept}{choice}"]
     if task == "classify":
-        target = f"--model {file_name('yolov5', TAPS[1:], 'detect', backbone)} --scale {letters[0]} -o init.pt"
+        detector_file = file_name("yolov5", TAPS[1:], "detect", backbone)
+        if finding.find_config(detector_file) is None:  # a variant, or somebody else's family
+            lines.append(f"# lightbackbones new --backbone {backbone} --neck yolov5 --output {detector_file}")
+        target = f"--model {detector_file} --scale {letters[0]} -o init.pt"
         lines.append(f"# lightbackbones convert pretrain/weights/best.pt {target}")
     return lines
 
