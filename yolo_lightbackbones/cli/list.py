@@ -165,7 +165,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _notes(entries: list[dict[str, Any]]) -> list[str]:
-    """Where a family, its figures and its weights are from."""
+    """Lines that say where a family, its figures and its weights come from."""
     figures = [entry["published"] for entry in entries if entry["published"]]
     lines = [f"{entries[0]['title']}: {entries[0]['origin']}"] if entries[0]["origin"] else []
     lines += [f"ImageNet top-1 as published: {source}" for source in dict.fromkeys(f["source"] for f in figures)]
