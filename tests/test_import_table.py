@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 """Folders."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "circular", "fusion", "layers", "recording"}
+BACKBONES_MAY_IMPORT = {"backbone", "card", "circular", "fusion", "layers", "recording"}
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -42,6 +42,13 @@ def test_backbones_need_torch_the_contract_layers_and_folding_alone(module: Path
     for name in imports(module):
         if name.startswith("yolo_lightbackbones."):
             assert name.split(".")[1] in BACKBONES_MAY_IMPORT, f"{module} imports {name}"
+
+
+def test_a_card_is_plain_data() -> None:
+    ours = {name for name in imports(Path("card.py")) if name.split(".")[0] == "yolo_lightbackbones"}
+    assert {name.split(".")[1] for name in ours} == {"messages"}
+    code = "import sys, yolo_lightbackbones.card; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_library_works_with_ultralytics_blocked() -> None:
