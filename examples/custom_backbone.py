@@ -4,7 +4,8 @@
     python examples/custom_backbone.py --scale s --imgsz 640
 
 The family is the class below, about 30 lines. Registered, its class name is a module of model YAMLs, with taps, scale
-letters, options, folding and error messages like those of the families that come with the package.
+letters, options, folding and error messages like those of the families that come with the package. Its card tells the
+`lightbackbones` command about it.
 
 `@register_backbone` works wherever this file has been imported. Training needs more: `yolo` is a program of its own,
 every worker of multi-GPU training is a fresh interpreter, and `best.pt` names the class by its module. So put the file
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import Backbone, Stage, create_backbone, fuse, list_backbones, register, register_backbone
 from yolo_lightbackbones.backbone import IMAGENET, drop_path_rates
+from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.layers import ConvNorm, DropPath
 
 MODEL = Path(__file__).with_suffix(".yaml")
@@ -65,6 +67,10 @@ class PlainNet(Backbone):
         "s": PlainNetConfig(dims=(32, 64, 128, 256), depths=(1, 2, 4, 1)),
     }
     input_convention = IMAGENET  # what input_norm="auto" does to RGB in 0..1
+    card = Card(
+        title="PlainNet",
+        letters={"n": "n", "s": "s"},  # `lightbackbones new -b plainnet`: scale letter -> variant
+    )
 
     def build_stem(self, config: PlainNetConfig, in_channels: int) -> nn.Module:
         dim = config.dims[0]

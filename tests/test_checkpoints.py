@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from yolo_lightbackbones import Backbone, create_backbone, fuse, load_weights
+from yolo_lightbackbones import Backbone, create_backbone, fuse, load_weights, registry
 from yolo_lightbackbones.checkpoints import engine, rules
+from yolo_lightbackbones.checkpoints.layouts import layouts_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,9 +93,9 @@ def moved_keys(layout: rules.Layout, keys: list[str]) -> list[str]:
 @pytest.mark.parametrize("family", GOLDEN)
 def test_rules_do_not_overlap_and_their_examples_are_published_keys(family: str) -> None:
     name, layout_name = GOLDEN[family]
-    layout = next(
-        layout for layout in engine.layouts_of(family.split("_", maxsplit=1)[0]) if layout.name == layout_name
-    )
+    cls = registry.family_in(family)
+    assert cls is not None
+    layout = next(layout for layout in layouts_of(cls) if layout.name == layout_name)
     keys = moved_keys(layout, list(published.golden(name)["keys"]))
 
     renames = [rule for rule in layout.rules if isinstance(rule, rules.Rename | rules.Drop)]
@@ -104,10 +105,6 @@ def test_rules_do_not_overlap_and_their_examples_are_published_keys(family: str)
     for rule in layout.rules:
         assert re.fullmatch(rule.pattern, rule.example), rule
         assert rule.example in keys, rule
-
-
-def test_family_of_somebody_else_has_our_layout_alone() -> None:
-    assert engine.layouts_of("files") == (rules.OURS,)
 
 
 # --- our own layout ---------------------------------------------------------------------------------------------------

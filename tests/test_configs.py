@@ -303,3 +303,10 @@ def test_a_model_that_is_called_nearly_like_one_of_ours(name: str, said: str) ->
 @pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n.pt", "best.pt", "", "repvit", "x" * 500 + "_repvit.yaml"])
 def test_other_names_are_none_of_our_business(name: str) -> None:
     assert finding.explain_missing(name) is None
+
+
+def test_part_of_a_familys_name_is_not_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yolo11_repvit_wide.yaml").write_text("")
+    monkeypatch.setattr(finding, "config_dir", lambda: tmp_path)
+    assert finding.explain_missing("yolo11_widenet.yaml") is None
+    assert "Did you mean yolo11n_repvit_wide.yaml?" in str(finding.explain_missing("yolo11n-repvit-wide.yaml"))

@@ -22,7 +22,7 @@ MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 MAY_IMPORT_THE_WING = {"plugin", "cli", "__init__.py", "autoload.py"}
 """Folders, and the two modules of the package that bring it in when it is wanted."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "circular", "fusion", "layers", "recording"}
+BACKBONES_MAY_IMPORT = {"backbone", "card", "circular", "fusion", "layers", "recording"}
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -131,6 +131,13 @@ def test_backbones_need_torch_the_contract_layers_and_folding_alone(module: Path
     for name in imports(module):
         if name.startswith("yolo_lightbackbones."):
             assert name.split(".")[1] in BACKBONES_MAY_IMPORT, f"{module} imports {name}"
+
+
+def test_a_card_is_plain_data() -> None:
+    ours = {name for name in imports(Path("card.py")) if name.split(".")[0] == "yolo_lightbackbones"}
+    assert {name.split(".")[1] for name in ours} == {"messages"}
+    code = "import sys, yolo_lightbackbones.card; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_library_works_with_ultralytics_blocked() -> None:

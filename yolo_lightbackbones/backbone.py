@@ -8,7 +8,6 @@ it, so that taps, channels and reductions are derived and never a second table.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, layers, recording
-from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.card import Card
+from yolo_lightbackbones.messages import did_you_mean, quoted
 
 TAPS = ("P2", "P3", "P4", "P5")
 """All taps of a four-stage backbone; P<k> has reduction 2^k."""
@@ -268,6 +268,8 @@ class Backbone(fusion.Fusible):
     """Name of the family, the prefix of its variants: `"edgevit"`."""
     variants: ClassVar[Mapping[str, Any]]
     """Short variant name -> config."""
+    card: ClassVar[Card]
+    """Title, paper, figures and weights of the family; where a family sets none, its title is the class name."""
     input_convention: ClassVar[InputConvention] = InputConvention()
     row_init: ClassVar[InitMode] = "published"
     """The `init` of a backbone row in a model YAML that gives none: which of them a detector learns faster with from
@@ -277,6 +279,12 @@ class Backbone(fusion.Fusible):
     sum that nothing has normalised."""
     size_divisibility: int = 32
     """Height and width of the image must be multiples of this."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Another family than its parent has other figures and weights, so it does not inherit the card.
+        if "card" not in vars(cls) and ("family" in vars(cls) or not hasattr(cls, "card")):
+            cls.card = Card(title=cls.__name__)
 
     def __init__(  # noqa: PLR0917 - Ultralytics' parser passes a row's arguments by position
         self,
@@ -375,12 +383,13 @@ class Backbone(fusion.Fusible):
         Raises:
             ValueError: for an unknown name, with the closest match.
         """
-        short = name.strip().lower().replace(".", "_").removeprefix(f"{cls.family}_")
+        short = name.strip().lower().replace(".", "_")
+        if short not in cls.variants:
+            short = short.removeprefix(f"{cls.family}_")
         if short not in cls.variants:
             # timm names the training behind the variant: m0_9.dist_450e_in1k
-            close = sorted((v for v in cls.variants if short.startswith(f"{v}_")), key=len, reverse=True)
-            close = close or difflib.get_close_matches(short[:200], cls.variants, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            begun = max((v for v in cls.variants if short.startswith(f"{v}_")), key=len, default=None)
+            hint = f" Did you mean {begun!r}?" if begun else did_you_mean(short, cls.variants)
             allowed = ", ".join(cls.variants)
             raise ValueError(f"Unknown variant {quoted(name)} of {cls.__name__}.{hint} Allowed: {allowed}.")
         return short

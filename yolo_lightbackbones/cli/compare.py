@@ -107,7 +107,6 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
     """Everything there is to say about them, as plain data."""
     import torch
 
-    from yolo_lightbackbones import published
     from yolo_lightbackbones.cli.machine import cores, cpu_name
     from yolo_lightbackbones.measure import timing
 
@@ -121,7 +120,7 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
         latencies = timing.interleaved(runs, repeats, warm_up=WARM_UP, progress=advance)
     results = []
     for target, counted, latency in zip(found, costs, latencies, strict=True):
-        figures = published.FIGURES.get(target.name) if target.variant else None
+        figures = target.figures
         results.append(
             {
                 "name": target.name,
