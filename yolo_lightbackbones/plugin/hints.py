@@ -11,9 +11,9 @@ from typing import Any
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BLOCKS
-from yolo_lightbackbones.bounds import LONGEST_TEXT
+from yolo_lightbackbones.bounds import LONGEST_TEXT, is_whole
 from yolo_lightbackbones.messages import flow, quoted
-from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, is_whole, modules, parse
+from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, modules, parse
 
 _OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
 """Names that people make of a family's -> the block. RepViT is not here: its paper says RepViTBlock."""

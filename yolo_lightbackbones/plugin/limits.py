@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from yolo_lightbackbones.bounds import MOST_VALUES, BoundsError, check_scalar, extent
+from yolo_lightbackbones.bounds import MOST_VALUES, BoundsError, check_scalar, extent, is_number
 from yolo_lightbackbones.messages import flow, quoted
-from yolo_lightbackbones.plugin.row import ConfigError, as_list, is_number, where_of
+from yolo_lightbackbones.plugin.row import ConfigError, as_list, where_of
 
 LARGEST_FACTOR = 10
 """Largest depth and largest width of a scale."""

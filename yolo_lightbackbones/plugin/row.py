@@ -80,11 +80,3 @@ def where_of(config: Mapping[str, Any]) -> str:
 
 def as_list(rows: Any) -> list[Any]:
     return list(rows) if isinstance(rows, list | tuple) else []
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

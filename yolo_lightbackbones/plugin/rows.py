@@ -27,9 +27,10 @@ import torch
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAP_NORM_MODES, TAPS, Backbone
 from yolo_lightbackbones.blocks import MOST_CHANNELS, BlockRow
+from yolo_lightbackbones.bounds import is_number, is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
 from yolo_lightbackbones.plugin import hints, limits
-from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, is_number, is_whole, modules, parse
+from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, parse
 
 MODES: Mapping[str, Collection[str]] = {
     "input_norm": INPUT_NORM_MODES,
