@@ -26,6 +26,7 @@ from yolo_lightbackbones import autoload, backbone, fusion, plugin, recording
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
 from yolo_lightbackbones.plugin import fit, install
+from yolo_lightbackbones.plugin.patching import Patches
 
 STOCK = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"]
 
@@ -193,6 +194,19 @@ def test_unregister_takes_everything_off_though_a_part_of_it_fails(monkeypatch: 
             yolo_lightbackbones.unregister()
     assert on_ultralytics() == clean
     assert not plugin.is_registered()
+
+
+def test_patches_come_off_though_one_of_them_fails() -> None:
+    off: list[int] = []
+    patches = Patches("ultralytics")
+    patches.keep(lambda: off.append(1))
+    patches.keep(lambda: 1 / 0)
+    patches.keep(lambda: off.append(3))
+    with pytest.raises(ZeroDivisionError):
+        patches.remove()
+    assert off == [3, 1]
+    patches.remove()
+    assert off == [3, 1], "each comes off once"
 
 
 RELOADED = """
