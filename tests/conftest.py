@@ -13,7 +13,9 @@ import pytest
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_lightbackbones_settings_")
 
-pytest.register_assert_rewrite("coco_folder", "coco_numbers", "contract")  # their assertions tell what they saw, too
+pytest.register_assert_rewrite(
+    "coco_folder", "coco_numbers", "contract", "edge_exports"
+)  # their assertions tell what they saw, too
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"

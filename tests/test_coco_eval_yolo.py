@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from coco_numbers import Content, numbers
+from exact_runtimes import exact_openvino, single_threaded_ncnn
 
 VAL = {"imgsz": 96, "batch": 1, "rect": False, "conf": 0.01, "max_det": 100, "plots": False, "workers": 0}
 
@@ -108,9 +107,9 @@ def test_yolo_val_of_exported_models(
     from ultralytics import YOLO
 
     if format == "openvino":
-        use_float32(monkeypatch)
+        exact_openvino(monkeypatch)
     if format == "ncnn":
-        use_one_thread(monkeypatch)
+        single_threaded_ncnn(monkeypatch)
     copied = tmp_path / "detector.pt"
     copied.write_bytes((detector / "detector.pt").read_bytes())
     file = Path(YOLO(copied).export(format=format, imgsz=VAL["imgsz"], verbose=False))
@@ -119,27 +118,3 @@ def test_yolo_val_of_exported_models(
     seen = numbers(validate(file, detector / "data.yaml", format)[1], truth)
     assert expected["AP"] > 0.05
     assert seen == pytest.approx(expected, abs=1e-3)
-
-
-def use_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs with bfloat16 use it unasked in OpenVINO, and a few boxes are then suppressed differently."""
-    import openvino
-
-    compile_model = openvino.Core.compile_model
-
-    def compile_exactly(core: Any, model: Any, device_name: Any = None, config: Any = None, **more: Any) -> Any:
-        return compile_model(core, model, "CPU", {**(config or {}), "INFERENCE_PRECISION_HINT": "f32"}, **more)
-
-    monkeypatch.setattr(openvino.Core, "compile_model", compile_exactly)
-
-
-def use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCNN's threads spin while they wait for each other, which on a busy machine takes minutes."""
-    import ncnn
-
-    def net(create: Callable[[], Any] = ncnn.Net) -> Any:
-        made = create()
-        made.opt.num_threads = 1
-        return made
-
-    monkeypatch.setattr(ncnn, "Net", net)
