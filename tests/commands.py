@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 PROGRAMS = ("yolo", "lightbackbones", "python", "pip", "make", "jupyter")
 INSTALLERS = ("pip", "make")

@@ -9,7 +9,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 
 def pip(*arguments: str, cwd: Path) -> None:

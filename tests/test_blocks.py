@@ -19,7 +19,7 @@ import pytest
 import torch
 from contract import assert_features, randomise, run
 from detectors import awake_detector
-from test_training import membership, stock_optimizer
+from optimizers import membership, stock_optimizer
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -30,7 +30,7 @@ from yolo_lightbackbones import fusion, plugin
 from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
 from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbedding
 from yolo_lightbackbones.backbones.repvit import SqueezeExcite
-from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, LGLBlocks, ParCBlocks, RepViTBlocks
+from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, ParCBlocks, RepViTBlocks
 from yolo_lightbackbones.layers import DropPath
 from yolo_lightbackbones.plugin import parser, rows, training
 
@@ -100,11 +100,6 @@ def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> YOLO:
     """A detector with all four kinds of blocks."""
     return awake_detector(str(model_yaml(tmp_path_factory.mktemp("mixed"), *NAMES)))
-
-
-def test_there_are_four_kinds() -> None:
-    assert list(BLOCKS) == NAMES
-    assert list(BLOCKS.values()) == [RepViTBlocks, LGLBlocks, ParCBlocks, ConvModBlocks]
 
 
 # --- what a row computes ----------------------------------------------------------------------------------------------

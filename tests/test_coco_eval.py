@@ -24,8 +24,8 @@ from coco_numbers import (
     row_and_none,
     saving,
 )
+from places import COCO
 
-COCO = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco"
 SIDES = (8, 20, 60, 150)  # pixels: small, small, medium and large in COCO's terms (borders at 32 and 96 squared)
 
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import yaml
 from coco_folder import LABELS, OBJECTS, prepare, report, rows, snapshot, write_coco, write_split
+from places import COCO
 from typer.testing import CliRunner
 
 from yolo_lightbackbones.cli import app
-
-COCO = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco"
 
 
 @pytest.fixture
