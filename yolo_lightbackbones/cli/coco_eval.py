@@ -37,6 +37,8 @@ class CategoryMap(str, Enum):
 
 
 class IouKind(str, Enum):
+    """What intersection over union is taken of: boxes or masks."""
+
     BBOX = "bbox"
     SEGM = "segm"
 
