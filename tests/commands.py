@@ -24,8 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import forking
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 PROGRAMS = ("yolo", "lightbackbones", "python", "pip", "make", "jupyter")
 INSTALLERS = ("pip", "make")

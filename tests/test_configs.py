@@ -16,6 +16,7 @@ import torch
 import yaml
 from contract import randomise
 from operations import operations
+from places import REPOSITORY
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -24,8 +25,7 @@ from ultralytics.utils.torch_utils import get_flops
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.configs import finding
 
-ROOT = Path(__file__).resolve().parent.parent
-CFG = ROOT / "cfg"
+CFG = REPOSITORY / "cfg"
 YAMLS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CFG.glob("*.yaml"))}
 MODELS = [(name, letter) for name, config in YAMLS.items() if name.startswith("yolo") for letter in config["scales"]]
 CLASSIFIERS = [name for name in YAMLS if not name.startswith("yolo")]
@@ -83,7 +83,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
     """tools/make_cfg.py."""
-    spec = importlib.util.spec_from_file_location("make_cfg", ROOT / "tools" / "make_cfg.py")
+    spec = importlib.util.spec_from_file_location("make_cfg", REPOSITORY / "tools" / "make_cfg.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import REPOSITORY
 
 import yolo_lightbackbones
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.plugin import rows
 from yolo_lightbackbones.plugin.row import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md"), *REPOSITORY.glob("examples/**/*.md")],

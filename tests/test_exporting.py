@@ -431,6 +431,24 @@ def test_expected_distances_are_those_of_the_heads_convolution() -> None:
     torch.testing.assert_close(seen, head(logits), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("quantize", "integers"), [(None, False), (32, False), (16, False), (8, True), ("w8a16", True), ("w8a32", True)]
+)
+def test_every_precision_with_integers_keeps_the_expectation_out_of_the_convolutions(
+    quantize: int | str | None, integers: bool
+) -> None:
+    """Ultralytics' values of `quantize=`: w8a16 and w8a32 round weights as 8 does."""
+    model = awake_detector("yolov5n_repvit.yaml").model.fuse(verbose=False)
+    (head,) = (module for module in model.modules() if isinstance(module, DFL))
+    calls: list[object] = []
+    head.conv.register_forward_hook(lambda *_: calls.append(None))
+    arguments = SimpleNamespace(dynamic=False, format="onnx", quantize=quantize)
+    on_export_start()(SimpleNamespace(model=model, args=arguments))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert len(calls) == (0 if integers else 1)
+
+
 def test_int8_exports_keep_the_expectation_out_of_the_convolutions(tmp_path: Path) -> None:
     """Before it is quantised, the ONNX file of our model has one convolution less than its modules."""
     onnx = pytest.importorskip("onnx")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimizers import membership, stock_optimizer
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
@@ -25,18 +26,6 @@ def detector(family: str) -> Any:
     return YOLO(f"yolov5n_{family}.yaml").model.train()
 
 
-def stock_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 80})
-    return BaseTrainer.build_optimizer(trainer, model, name=name, lr=0.01, decay=0.05)
-
-
-def membership(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, str]:
-    """Parameter name -> kind of its group; every parameter in exactly one."""
-    kinds = {id(p): group["param_group"] for group in optimizer.param_groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(kinds)
-    return {name: kinds[id(param)] for name, param in model.named_parameters()}
-
-
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_groups(family: str, name: str) -> None:
@@ -49,6 +38,7 @@ def test_groups(family: str, name: str) -> None:
 
     matrix = "muon" if name == "MuSGD" else "weight"
     modules = dict(model.model[0].named_modules())
+    shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
     for key, kind in after.items():
         if not key.startswith("model.0."):
             assert kind == before[key], "the neck is Ultralytics' own business"
@@ -61,10 +51,8 @@ def test_groups(family: str, name: str) -> None:
             assert kind == ("bn" if leaf == "weight" else "bias"), key
         elif leaf == "bias":
             assert kind == "bias", key
-        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            assert kind == matrix, key
-        else:  # depthwise and circular kernels
-            assert kind == "weight", key
+        else:  # depthwise and circular kernels have one input per output; Muon makes orthogonal what has more
+            assert kind == (matrix if shapes[key][1] > 1 else "weight"), key
     spared = {key for key in after if "layer_scale" in key or ".pos1." in key}
     assert bool(spared) == (family in {"conv2former", "parcnet"})
     if spared:

@@ -76,6 +76,7 @@ def check_file(path: Path, what: str) -> None:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -79,4 +79,5 @@ def where_of(config: Mapping[str, Any]) -> str:
 
 
 def as_list(rows: Any) -> list[Any]:
+    """Rows of a part of a model; none for anything that is no list."""
     return list(rows) if isinstance(rows, list | tuple) else []

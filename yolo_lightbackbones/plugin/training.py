@@ -199,8 +199,9 @@ def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
-    """Convert a state back (see `_as_sgd`): the average of gradients is (1 - momentum) times their sum, which
-    includes weight decay.
+    """Convert a state back (see `_as_sgd`).
+
+    The average of gradients is (1 - momentum) times their sum, which includes weight decay.
     """
     if BUFFER not in state:
         return state
