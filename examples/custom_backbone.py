@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import Backbone, Stage, create_backbone, fuse, list_backbones, register, register_backbone
-from yolo_lightbackbones.backbone import IMAGENET, drop_path_rates
-from yolo_lightbackbones.layers import ConvNorm, DropPath
+from yolo_lightbackbones.backbone import IMAGENET
+from yolo_lightbackbones.layers import ConvNorm, DropPath, drop_path_rates
 
 MODEL = Path(__file__).with_suffix(".yaml")
 

@@ -13,8 +13,8 @@ from contract import imagenet, random_image, randomise, run
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, InputConvention, InputNorm, Stage, drop_path_rates
-from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, LayerNorm2d
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, InputConvention, InputNorm, Stage
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, LayerNorm2d, drop_path_rates
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from ultralytics.utils.callbacks import default_callbacks
 import yolo_lightbackbones
 from yolo_lightbackbones import fusion, plugin, recording
 from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
-from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbedding
+from yolo_lightbackbones.backbones.parcnet import ChannelAttention
 from yolo_lightbackbones.backbones.repvit import SqueezeExcite
 from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, LGLBlocks, ParCBlocks, RepViTBlocks
-from yolo_lightbackbones.layers import DropPath
+from yolo_lightbackbones.layers import DropPath, PositionEmbedding
 from yolo_lightbackbones.plugin import parser, rows, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")

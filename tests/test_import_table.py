@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 """Folders."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "circular", "fusion", "layers", "recording"}
+BACKBONES_MAY_IMPORT = {"backbone", "fusion", "layers", "moved", "recording"}
 
 
 def imports(module: Path) -> Iterator[str]:

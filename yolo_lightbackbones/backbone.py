@@ -418,14 +418,5 @@ class Backbone(fusion.Fusible):
             )
 
 
-def drop_path_rates(rate: float, depths: Sequence[int]) -> Iterator[list[float]]:
-    """Per stage, the stochastic depth rate of each block: linear from 0 at the first block to `rate` at the last."""
-    last = max(sum(depths) - 1, 1)
-    start = 0
-    for depth in depths:
-        yield [rate * (start + i) / last for i in range(depth)]
-        start += depth
-
-
 def _level(stage: Stage) -> str:
     return f"P{stage.reduction.bit_length() - 1}"

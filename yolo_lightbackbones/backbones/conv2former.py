@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
 
 LAYER_SCALE_FOR_SCRATCH = 0.1
 """From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks add next to nothing."""

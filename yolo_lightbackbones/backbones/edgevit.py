@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, recording
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
-from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath
+from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, drop_path_rates
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from yolo_lightbackbones import autoload, backbone, blocks, fusion, layers, recording, registry
+from yolo_lightbackbones import autoload, backbone, blocks, fusion, moved, recording, registry
 from yolo_lightbackbones.measure import cost
 from yolo_lightbackbones.plugin import exporting, formats, lookup, parser, rows, training, transfer
 from yolo_lightbackbones.plugin.patching import Patches, is_ours
@@ -454,16 +454,7 @@ def _publish(tasks: ModuleType) -> None:
     new = {name: cls for name, cls in registry.families().items() if not hasattr(tasks, name)}
     for name, cls in new.items():
         _patches.publish(tasks, name, cls)
-    torch.serialization.add_safe_globals(list(_module_classes(new.values())))
-
-
-def _module_classes(families: Iterable[type[backbone.Backbone]]) -> Iterator[type[nn.Module]]:
-    """Every layer that a checkpoint with these families or with blocks may pickle."""
-    modules = [backbone, blocks, layers, *(sys.modules[cls.__module__] for cls in families)]
-    for module in modules:
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__:
-                yield cls
+    torch.serialization.add_safe_globals(moved.safe_globals(new.values()))
 
 
 def _version() -> str:
