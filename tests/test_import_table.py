@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 """Folders."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "fusion", "layers", "moved", "recording"}
+BACKBONES_MAY_IMPORT = {"backbone", "fusion", "input_norm", "layers", "moved", "recording", "stages"}
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -42,6 +42,15 @@ def test_backbones_need_torch_the_contract_layers_and_folding_alone(module: Path
     for name in imports(module):
         if name.startswith("yolo_lightbackbones."):
             assert name.split(".")[1] in BACKBONES_MAY_IMPORT, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] not in ("backbones", "stages.py")], ids=str)
+def test_only_the_skeleton_and_the_families_know_its_parts(module: Path) -> None:
+    """Everything else asks the contract, which a backbone without stem and stages fulfils as well."""
+    attributes = {
+        node.attr for node in ast.walk(ast.parse((PACKAGE / module).read_text())) if isinstance(node, ast.Attribute)
+    }
+    assert not attributes & {"stages", "tap_norms", "input_norm", "build_stem", "build_stages"}
 
 
 def test_the_library_works_with_ultralytics_blocked() -> None:

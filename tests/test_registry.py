@@ -12,8 +12,9 @@ import pytest
 from torch import nn
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import Backbone, Stage
+from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones, register_backbone
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 VARIANTS = {
     "edgevit": ("xxs", "xs", "s"),
@@ -34,7 +35,7 @@ def own_family(class_name: str = "TinyNet", family: str = "tinynet") -> type[Bac
         yield Stage([nn.ReLU()], channels=config, reduction=4)
 
     attributes: dict[str, Any] = {"family": family, "variants": {"a": 8}}
-    return type(class_name, (Backbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
+    return type(class_name, (StagedBackbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
 
 
 @pytest.fixture(autouse=True)

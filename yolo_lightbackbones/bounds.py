@@ -80,6 +80,16 @@ def extent(
     return count, height
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; `True` and `1.0` are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number; `True` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_scalar(value: Any) -> None:
     """Refuse a number or a text that nobody means.
 

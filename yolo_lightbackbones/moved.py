@@ -23,6 +23,11 @@ MOVED: Mapping[str, str] = {
     "layers.ConvNorm": "layers.conv_norm.ConvNorm",
     "layers.DropPath": "layers.drop_path.DropPath",
     "layers.LayerNorm2d": "layers.norms.LayerNorm2d",
+    # what backbone.py had besides the contract
+    "backbone.InputNorm": "input_norm.InputNorm",
+    "backbone.Stage": "stages.Stage",
+    "backbone.TapNorm": "tap_norms.TapNorm",
+    "backbone.TapNorms": "tap_norms.TapNorms",
     # what ParC-Net shares with other families
     "backbones.parcnet.CircularConv": "layers.circular.CircularConv",
     "backbones.parcnet.FoldedParCBranch": "layers.parc.FoldedParCBranch",
@@ -33,7 +38,7 @@ MOVED: Mapping[str, str] = {
 }
 """Earlier path of a class -> its path now, both within the package."""
 
-_PLACES = ("backbone", "blocks", "layers", "backbones")
+_PLACES = ("input_norm", "tap_norms", "stages", "blocks", "layers", "backbones")
 """Modules and packages whose layers a checkpoint may pickle."""
 
 

@@ -9,10 +9,11 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from yolo_lightbackbones.backbone import TAPS, Backbone, InitMode, InputNormMode
+from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.messages import listed, quoted
+from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
@@ -73,7 +74,7 @@ def create_backbone(
     name: str,
     *,
     in_channels: int = 3,
-    taps: Sequence[str] = TAPS,
+    taps: Sequence[str] | None = TAPS,
     drop_path_rate: float | None = None,
     input_norm: InputNormMode = "auto",
     init: InitMode = "published",
@@ -81,7 +82,7 @@ def create_backbone(
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
-    The arguments are those of `Backbone`.
+    The arguments are those of `Options`.
 
     Raises:
         ValueError: for an unknown name, with the closest match, and for whatever `Backbone` refuses.
@@ -89,10 +90,8 @@ def create_backbone(
     wanted = name.strip().lower().replace(".", "_")
     for cls in families().values():
         if wanted.startswith(f"{cls.family}_"):
-            # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
-            others: Any = {} if init == "published" else {"init": init}
-            others |= {"normed_taps": normed_taps} if normed_taps else {}
-            return cls(cls.resolve_variant(name), in_channels, taps, drop_path_rate, input_norm, **others)
+            options = Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps)
+            return cls(cls.resolve_variant(name), options)
     names = list_backbones()
     found, variant = recognise(name, families()) or (None, None)
     hint = f" Did you mean '{found.family}_{variant}'?" if found and variant else _hint(wanted, names)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 LAYER_SCALE_FOR_SCRATCH = 0.1
 """From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks add next to nothing."""
@@ -225,7 +226,7 @@ def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     return out.to(torch.promote_types(x.dtype, scale.dtype))
 
 
-class Conv2Former(Backbone):
+class Conv2Former(StagedBackbone):
     """Conv2Former N, T, S, B, L: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "conv2former"

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, recording
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class LGLBlock(nn.Module):
         return out
 
 
-class EdgeViT(Backbone):
+class EdgeViT(StagedBackbone):
     """EdgeViT XXS, XS, S: image (B, 3, H, W) -> taps P2..P5, each (B, embed_dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "edgevit"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, moved
-from yolo_lightbackbones.backbone import Backbone, InputConvention, Stage
+from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.layers import (
     BatchNorm2d,
     ConvNorm,
@@ -36,6 +36,7 @@ from yolo_lightbackbones.layers import (
     PositionEmbedding,
     drop_path_rates,
 )
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ class LocalGlobal(fusion.Fusible):
         return self
 
 
-class ParCNet(Backbone):
+class ParCNet(StagedBackbone):
     """ParC-Net XS, S, H: image (B, 3, H, W) -> taps P2..P5, each (B, channels, H / 2^(i+2), W / 2^(i+2)).
 
     P2 has the channels of the last convolutional stage, P3..P5 have `dims`.

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage
+from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, drop_path_rates
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Downsample(nn.Module):
         return out
 
 
-class RepViT(Backbone):
+class RepViT(StagedBackbone):
     """RepViT M0.6 to M2.3: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "repvit"

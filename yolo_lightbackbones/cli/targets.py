@@ -108,7 +108,7 @@ def _variant(name: str, empty: bool) -> Target:
 
     try:
         with _device(empty):
-            backbone = create_backbone(name).eval()
+            backbone = create_backbone(name, taps=None).eval()
     except ValueError as error:
         raise UserError(
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
@@ -118,6 +118,7 @@ def _variant(name: str, empty: bool) -> Target:
 
 
 def _file(path: Path, empty: bool) -> Target:
+    from yolo_lightbackbones.backbone import Options
     from yolo_lightbackbones.checkpoints import engine, files, identify
     from yolo_lightbackbones.checkpoints.errors import UltralyticsCheckpointError
 
@@ -144,7 +145,7 @@ def _file(path: Path, empty: bool) -> Target:
     )
     where = f", in the part of a larger model called {found.prefix!r}" if found.prefix else ""
     with _device(empty):
-        backbone = found.variants[0].family(found.variants[0].short_name).eval()
+        backbone = found.variants[0].family(found.variants[0].short_name, Options(taps=None)).eval()
     return _backbone(str(found.variants[0]), "weights", backbone, f"{path}: {verb} {names}{where}.")
 
 

@@ -2,7 +2,7 @@
 
 A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
 
-    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto, ...]]
+    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, Options(...)]]
     [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
 
 Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
@@ -20,28 +20,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAP_NORM_MODES, TAPS, Backbone
+from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.blocks import BLOCKS, MOST_CHANNELS, BlockRow
-from yolo_lightbackbones.bounds import LONGEST_TEXT, MOST_VALUES, BoundsError, check_scalar, extent
+from yolo_lightbackbones.bounds import LONGEST_TEXT, MOST_VALUES, BoundsError, check_scalar, extent, is_number, is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
+from yolo_lightbackbones.options import ROW_OPTIONS
 
 TAP = "Tap"
 INDEX = "Index"
-MODES: Mapping[str, Collection[str]] = {
-    "input_norm": INPUT_NORM_MODES,
-    "init": INIT_MODES,
-    "tap_norm": TAP_NORM_MODES,
-}
-OPTIONS = ("drop_path_rate", *MODES)
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 """Option names that other projects use for published weights."""
 
@@ -156,36 +148,40 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
     variant, options = _backbone_args(backbone, families, config)
-    if isinstance(in_channels, int) and not 1 <= in_channels <= MOST_CHANNELS:
-        raise backbone.error(f"the image has {quoted(in_channels)} channels; from 1 to {MOST_CHANNELS} are taken.")
-    taps, channels = _offered_taps(backbone, family, variant, in_channels)
+    offered = _offered_taps(backbone, family, variant)
+    taps, channels = tuple(offered), tuple(offered.values())
 
     positions = {row.number: _tap_position(row, backbone, taps, channels) for row in rows[1:]}
     used = [position for position in positions.values() if position is not None]
     if not used:
         raise backbone.error(f"nothing uses this backbone. Add rows such as [0, 1, Tap, [{taps[-1]}]].")
 
-    # Stages behind the deepest tap that is used would be built, trained by nobody, and computed for nothing.
-    needed = taps[: max(used) + 1]
+    # Stages behind the deepest tap that is used would be built, trained by nobody, and computed for nothing, and taps
+    # that nobody uses would have norms that nobody trains.
+    needed, normed = taps[: max(used) + 1], [tap for number, tap in enumerate(taps) if number in used]
+    resolved = _resolve(backbone, family, options, in_channels=in_channels, taps=needed, normed_taps=normed)
     translated: list[list[Any]] = []
     for row in rows:
         position = positions.get(row.number)
         if row is backbone:
-            args = [variant, in_channels, needed, options.get("drop_path_rate"), options.get("input_norm", "auto")]
-            init = options.get("init", family.row_init)
-            normed = options.get("tap_norm", family.row_tap_norm) == "batch"
-            # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
-            if normed:  # the taps that nobody uses would have norms that nobody trains
-                args += [init, tuple(tap for number, tap in enumerate(taps) if number in used)]
-            elif init != "published":
-                args.append(init)
-            translated.append([row.source, row.repeats, row.module, args])
+            translated.append([row.source, row.repeats, row.module, [variant, resolved]])
         elif position is not None:
             translated.append([row.source, row.repeats, INDEX, [channels[position], position]])
         else:
             translated.append([row.source, row.repeats, row.module, row.args])
     split = len(_listed(config.get("backbone")))
     return {**config, "backbone": translated[:split], "head": translated[split:]}
+
+
+def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
+    """The options of a row and the defaults of its family, with what the model says of the image and the taps."""
+    options = {"init": family.row_init, **known, **given}
+    if options.pop("tap_norm", family.row_tap_norm) == "none":
+        del options["normed_taps"]
+    try:
+        return Options(**options)
+    except ValueError as error:
+        raise row.error(str(error)) from None
 
 
 def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> Row:
@@ -242,9 +238,9 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
             f"Tap takes its input from a backbone, and this model has none. "
             f"Make row 0 one of {', '.join(families)}, for example [-1, 1, EdgeViT, [xxs]]."
         )
-    if not _is_whole(first.source) or first.source != -1:
+    if not is_whole(first.source) or first.source != -1:
         raise first.error(f"'from' is {quoted(first.source)}; a backbone takes the image: write -1.")
-    if not _is_whole(first.repeats) or first.repeats != 1:
+    if not is_whole(first.repeats) or first.repeats != 1:
         raise first.error(f"repeats is {quoted(first.repeats)}; a backbone cannot be repeated: write 1.")
     return first
 
@@ -264,7 +260,7 @@ def _backbone_args(
     scale = _scale(row, config)
     if isinstance(wanted, Mapping):
         letters = {str(letter): value for letter, value in wanted.items()}
-        if unknown := [letter for letter in letters if letter in OPTIONS]:
+        if unknown := [letter for letter in letters if letter in ROW_OPTIONS]:
             raise row.error(
                 f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}]."
             )
@@ -322,7 +318,7 @@ def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
 
 
 def _is_scale(factors: Any) -> bool:
-    if not isinstance(factors, list | tuple) or len(factors) != 3 or not all(map(_is_number, factors)):
+    if not isinstance(factors, list | tuple) or len(factors) != 3 or not all(map(is_number, factors)):
         return False
     depth, width, channels = factors
     return bool(0 < depth <= _LARGEST_FACTOR and 0 < width <= _LARGEST_FACTOR and channels >= 1)
@@ -332,16 +328,16 @@ def _options(row: Row) -> dict[str, Any]:
     options = row.args[1] if len(row.args) == 2 else {}
     if not isinstance(options, Mapping):
         raise row.error(
-            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(OPTIONS)}."
+            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(ROW_OPTIONS)}."
         )
     for name, value in options.items():
-        if name not in OPTIONS:
+        if name not in ROW_OPTIONS:
             hint = "" if name not in _WEIGHTS_OPTIONS else " Published weights come in with `lightbackbones convert`."
-            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(OPTIONS)}.")
-        if name == "drop_path_rate" and (not _is_number(value) or not 0 <= value < 1):
-            raise row.error(f"drop_path_rate is {quoted(value)}; it must be a number, at least 0 and below 1.")
-        if name in MODES and value not in MODES[name]:
-            raise row.error(f"{name} is {quoted(value)}; it must be one of {', '.join(MODES[name])}.")
+            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(ROW_OPTIONS)}.")
+        try:
+            ROW_OPTIONS[name].check(name, value)
+        except ValueError as error:
+            raise row.error(str(error)) from None
     return dict(options)
 
 
@@ -350,11 +346,11 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
     if isinstance(row.source, list):
         raise row.error(f"'from' is {flow(row.source)}; {row.module} takes one map: put a row Concat between them.")
     earliest = -1 if row.number == 0 else -row.number  # in Ultralytics' count the image is -1 of row 0 alone
-    if not _is_whole(row.source) or not earliest <= row.source < row.number:
+    if not is_whole(row.source) or not earliest <= row.source < row.number:
         raise row.error(
             f"'from' is {quoted(row.source)}; it must be the number of an earlier row, or -1 for the one before."
         )
-    if not _is_whole(row.repeats) or row.repeats < 1:
+    if not is_whole(row.repeats) or row.repeats < 1:
         raise row.error(f"repeats is {quoted(row.repeats)}; it must be a whole number, at least 1.")
     names = ", ".join(block.options)
     if not 1 <= len(row.args) <= 2:
@@ -362,7 +358,7 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
             f"{len(row.args)} arguments; {row.module} takes its output channels and then at most one mapping of "
             f"options ({names}), for example [256] or [256, {{drop_path: 0.1}}]."
         )
-    if not _is_whole(row.args[0]) or not 1 <= row.args[0] <= MOST_CHANNELS:
+    if not is_whole(row.args[0]) or not 1 <= row.args[0] <= MOST_CHANNELS:
         raise row.error(
             f"the output channels are {quoted(row.args[0])}; they must be a whole number, at least 1 and at most "
             f"{MOST_CHANNELS}, before the scaling by width."
@@ -376,48 +372,30 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(
-    row: Row, family: type[Backbone], variant: str, in_channels: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """All taps of a variant and their channels, from the backbone itself, built without memory.
+def _offered_taps(row: Row, family: type[Backbone], variant: str) -> dict[str, int]:
+    """Tap -> channels of all taps that a variant offers.
 
-    Building takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is
-    kept for as long as the class and the config of the variant are the same ones.
+    Asking takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is kept
+    for as long as the class and the config of the variant are the same ones.
     """
-    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant, in_channels)
+    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant)
     known = _known_taps.get(key)
     if known is None or known[0] is not config:
         try:
-            known = (config, *_probe_taps(family, variant, in_channels))
+            known = (config, family.offered_taps(variant))
         except ValueError as error:
             raise row.error(str(error)) from error
         _known_taps[key] = known
-    return known[1:]
+    return known[1]
 
 
-_known_taps: dict[tuple[type[Backbone], str, int], tuple[Any, tuple[str, ...], tuple[int, ...]]] = {}
-
-
-def _probe_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The same, asked of the backbone: all four taps, or as many as a family of somebody else's has."""
-    refused: ValueError | None = None
-    for count in range(len(TAPS), 0, -1):
-        for taps in itertools.combinations(TAPS, count):
-            try:
-                with torch.device("meta"):
-                    backbone = family(variant, in_channels, taps)
-            except ValueError as error:
-                refused = refused or error
-            else:
-                return backbone.taps, backbone.out_channels
-    assert refused is not None
-    raise refused
+_known_taps: dict[tuple[type[Backbone], str], tuple[Any, dict[str, int]]] = {}
 
 
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:
     """Which of the backbone's outputs a row takes; None for a row that takes none."""
     takes_backbone = backbone.number in row.sources
-    if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not _is_whole(row.source):
+    if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not is_whole(row.source):
         raise row.error(f"'from' is {flow(row.source)}; write {backbone.number}.")
     if row.module == TAP:
         if row.sources != [backbone.number]:
@@ -425,7 +403,7 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
                 f"Tap takes its input from row {quoted(row.source)}, which is not a backbone. "
                 f"Write [{backbone.number}, 1, Tap, {flow(row.args)}]."
             )
-        if not _is_whole(row.repeats) or row.repeats != 1:
+        if not is_whole(row.repeats) or row.repeats != 1:
             raise row.error(f"repeats is {quoted(row.repeats)}; a tap cannot be repeated: write 1.")
         if len(row.args) != 1 or row.args[0] not in taps:
             given = flow(row.args[0] if len(row.args) == 1 else row.args)
@@ -445,12 +423,12 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
 
 def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int:
     """Check an `Index` row on the backbone: Ultralytics trusts its channel number, we know it."""
-    if not _is_whole(row.repeats) or row.repeats != 1:
+    if not is_whole(row.repeats) or row.repeats != 1:
         raise row.error(f"repeats is {quoted(row.repeats)}; an index cannot be repeated: write 1.")
     if not 1 <= len(row.args) <= 2:
         raise row.error(f"{len(row.args)} arguments; an Index takes a channel number and an index, as in [64, 1].")
     written, position = row.args[0], row.args[1] if len(row.args) == 2 else 0
-    if not _is_whole(position) or not -len(taps) <= position < len(taps):
+    if not is_whole(position) or not -len(taps) <= position < len(taps):
         raise row.error(
             f"index {quoted(position)} is out of range; the backbone gives {len(taps)} maps: {', '.join(taps)}."
         )
@@ -474,9 +452,9 @@ def _meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]]
     taps = any(other.module == TAP for other in rows)
     block = _block_meant(row.module, families)
     if block is not None:
-        source = row.source if _is_whole(row.source) else -1
-        repeats = row.repeats if _is_whole(row.repeats) else 1
-        channels = next((value for value in row.args if _is_whole(value)), 256)
+        source = row.source if is_whole(row.source) else -1
+        repeats = row.repeats if is_whole(row.repeats) else 1
+        channels = next((value for value in row.args if is_whole(value)), 256)
         backbone = f", or for the taps a backbone: {_example(next(iter(families.values())))}"
         return (
             f"unknown module {quoted(row.module)}. Did you mean {block!r}? "
@@ -528,7 +506,7 @@ def _letters(name: str) -> str:
 def _check_repeats(row: Any, depth: float) -> None:
     """Refuse what Ultralytics would build without end: it rounds the repeats of a row times the depth."""
     repeats = row[1] if isinstance(row, list | tuple) and len(row) > 1 else 1
-    if _is_number(repeats) and repeats > 1 and repeats * depth > _MOST_REPEATS:
+    if is_number(repeats) and repeats > 1 and repeats * depth > _MOST_REPEATS:
         times = f" times a depth of {quoted(depth)}" if depth != 1 else ""
         raise BoundsError(f"repeats is {quoted(repeats)}{times}; at most {_MOST_REPEATS:,} are built.")
 
@@ -541,15 +519,7 @@ def _factors(config: Mapping[str, Any]) -> list[float]:
         if (isinstance(scales, Mapping))
         else []
     )
-    return [1, *(value for value in (*factors, config.get("depth_multiple")) if _is_number(value) and value > 1)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return [1, *(value for value in (*factors, config.get("depth_multiple")) if is_number(value) and value > 1)]
 
 
 def _listed(rows: Any) -> list[Any]:
