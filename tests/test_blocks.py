@@ -26,17 +26,19 @@ from ultralytics.nn import tasks
 from ultralytics.utils.callbacks import default_callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import fusion, plugin, recording
-from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
-from yolo_lightbackbones.backbones.parcnet import ChannelAttention
-from yolo_lightbackbones.backbones.repvit import SqueezeExcite
-from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, LGLBlocks, ParCBlocks, RepViTBlocks
+from yolo_lightbackbones import fusion, plugin, recording, registry
+from yolo_lightbackbones.backbones.conv2former import ConvModBlocks
+from yolo_lightbackbones.backbones.edgevit import LGLBlock, LGLBlocks, SparseAttention
+from yolo_lightbackbones.backbones.parcnet import ChannelAttention, ParCBlocks
+from yolo_lightbackbones.backbones.repvit import RepViTBlocks, SqueezeExcite
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.layers import DropPath, PositionEmbedding
 from yolo_lightbackbones.plugin import parser, rows, training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NAMES = ["RepViTBlock", "LGLBlock", "ParCBlock", "ConvModBlock"]
+BLOCKS = {"RepViTBlock": RepViTBlocks, "LGLBlock": LGLBlocks, "ParCBlock": ParCBlocks, "ConvModBlock": ConvModBlocks}
+NAMES = list(BLOCKS)
 SIZES = [(8, 8), (6, 10), (7, 5), (1, 3), (33, 17)]
 
 MODEL = """
@@ -102,9 +104,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> YOLO:
     return awake_detector(str(model_yaml(tmp_path_factory.mktemp("mixed"), *NAMES)))
 
 
-def test_there_are_four_kinds() -> None:
-    assert list(BLOCKS) == NAMES
-    assert list(BLOCKS.values()) == [RepViTBlocks, LGLBlocks, ParCBlocks, ConvModBlocks]
+def test_every_family_brings_the_row_of_its_block() -> None:
+    assert registry.block_rows() == BLOCKS
+
+
+def test_a_block_is_called_as_in_model_yamls(name: str) -> None:
+    assert {type(block).__name__ for block in row(name).blocks} == {name}
 
 
 # --- what a row computes ----------------------------------------------------------------------------------------------
@@ -307,7 +312,7 @@ def test_rows_scale_as_those_of_c2f(name: str, letter: str, tmp_path: Path) -> N
     for number in BLOCK_ROWS:
         assert type(ours.model[number]) is BLOCKS[name]
         assert len(ours.model[number].blocks) == len(stock.model[number].m)
-        assert ours.model[number].type == f"yolo_lightbackbones.blocks.{name}s"
+        assert ours.model[number].type.endswith(f".{name}s")
     assert [isinstance(ours.model[i].project, nn.Identity) for i in BLOCK_ROWS] == [False, True, True, False]
     assert ours.yaml["backbone"][3] == [-1, 3, name, [256]], "stored as written"
 

@@ -17,7 +17,17 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 """Folders."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "fusion", "input_norm", "layers", "moved", "recording", "stages"}
+BACKBONES_MAY_IMPORT = {
+    "backbone",
+    "blocks",
+    "fusion",
+    "input_norm",
+    "layers",
+    "moved",
+    "options",
+    "recording",
+    "stages",
+}
 
 
 def imports(module: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones, register_backbone
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
@@ -114,6 +115,20 @@ def test_names_are_taken_once() -> None:
         register_backbone(own_family(family="other"))
     with pytest.raises(ValueError, match=r"The family 'repvit' is registered already, by .*repvit.RepViT"):
         register_backbone(own_family("MyRepViT", "repvit"))
+
+
+def test_rows_of_blocks_of_others() -> None:
+    class TinyBlocks(BlockRow):
+        options = {}
+
+    cls = own_family()
+    cls.block_rows = {"TinyBlock": TinyBlocks}
+    register_backbone(cls)
+    assert registry.block_rows()["TinyBlock"] is TinyBlocks
+    other = own_family("OtherNet", "othernet")
+    other.block_rows = {"LGLBlock": TinyBlocks}
+    with pytest.raises(ValueError, match=r"Rows of LGLBlock are registered already, by .*edgevit\.EdgeViT"):
+        register_backbone(other)
 
 
 @pytest.mark.parametrize("thing", [nn.Module, "RepViT", 3])

@@ -14,10 +14,9 @@ import yaml
 from torch import nn
 
 from yolo_lightbackbones.backbone import Backbone, Options
-from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.options import InitMode
 from yolo_lightbackbones.plugin import rows
-from yolo_lightbackbones.registry import families
+from yolo_lightbackbones.registry import block_rows, families
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 MODEL = """
@@ -225,7 +224,7 @@ def test_a_backbone_that_nothing_uses() -> None:
 
 
 def check(config: dict[str, Any]) -> rows.Row:
-    return rows.check_blocks(config, BLOCKS)
+    return rows.check_blocks(config, block_rows())
 
 
 @pytest.mark.parametrize(
@@ -251,10 +250,10 @@ def test_rows_of_blocks_pass_as_they_are(row: str) -> None:
 
 
 def test_models_with_rows_of_blocks_are_told_from_others() -> None:
-    assert not rows.names_block(model(), BLOCKS)
-    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, BLOCKS)
+    assert not rows.names_block(model(), block_rows())
+    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, block_rows())
     only = {"backbone": [[-1, 1, "RepViTBlock", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
-    assert rows.names_block(only, BLOCKS)
+    assert rows.names_block(only, block_rows())
     assert not rows.names_backbone(only, families())
     assert check(only).number == 0
 

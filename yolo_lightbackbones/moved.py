@@ -35,6 +35,12 @@ MOVED: Mapping[str, str] = {
     "backbones.parcnet.ParCBranch": "layers.parc.ParCBranch",
     "backbones.parcnet.PooledBatchNorm2d": "layers.norms.BatchNorm2d",
     "backbones.parcnet.PositionEmbedding": "layers.position.PositionEmbedding",
+    # the row of a family's blocks is beside them, and each block is called as in model YAMLs
+    "blocks.RepViTBlocks": "backbones.repvit.RepViTBlocks",
+    "blocks.LGLBlocks": "backbones.edgevit.LGLBlocks",
+    "blocks.ParCBlocks": "backbones.parcnet.ParCBlocks",
+    "blocks.ConvModBlocks": "backbones.conv2former.ConvModBlocks",
+    "backbones.conv2former.Conv2FormerBlock": "backbones.conv2former.ConvModBlock",
 }
 """Earlier path of a class -> its path now, both within the package."""
 

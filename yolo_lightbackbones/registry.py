@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import TypeVar
 
 from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.messages import listed, quoted
 from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 
@@ -55,6 +56,11 @@ def families() -> dict[str, type[Backbone]]:
     """Class name, as written in model YAMLs -> family class: the built-in ones first."""
     _load_families()
     return dict(_families)
+
+
+def block_rows() -> dict[str, type[BlockRow]]:
+    """Name of a block, as written in model YAMLs -> what a row of such blocks builds, of all families."""
+    return {name: row for cls in families().values() for name, row in cls.block_rows.items()}
 
 
 def list_backbones(family: str | None = None) -> list[str]:
@@ -153,6 +159,8 @@ def _add(cls: type[Backbone]) -> None:
                 raise ValueError(
                     f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
                 )
+            if taken := sorted({*cls.block_rows} & {*other.block_rows}):
+                raise ValueError(f"Rows of {taken[0]} are registered already, by {other.__module__}.{other.__name__}.")
         if cls.__name__ in _families:
             raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
         _families[cls.__name__] = cls

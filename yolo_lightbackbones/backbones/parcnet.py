@@ -16,9 +16,9 @@ Deviations, none of which changes an output at the square sizes that the publish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, moved
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.layers import (
     BatchNorm2d,
@@ -36,6 +37,7 @@ from yolo_lightbackbones.layers import (
     PositionEmbedding,
     drop_path_rates,
 )
+from yolo_lightbackbones.options import Option, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
@@ -227,6 +229,33 @@ class LocalGlobal(fusion.Fusible):
         return self
 
 
+class ParCBlocks(BlockRow):
+    """ParC-Net's blocks: circular convolutions along whole rows and columns, resized to the map at hand.
+
+    The first block of a row adds the position embeddings, as the first of a stage does in ParC-Net. `length` is that of
+    the learned kernels and embeddings (the published variants have 32, 16 and 8 from P3 to P5).
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "length": whole(16, 1024),
+        "mlp_ratio": whole(2, 64),
+        "dropout": share(0.1),
+        "drop_path": share(0.0),
+    }
+
+    def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> ParCBlock:
+        if dim % 2:
+            raise ValueError(f"{dim} output channels; they must be even: half of them go along each axis first.")
+        return ParCBlock(
+            dim,
+            dim * options["mlp_ratio"],
+            options["length"],
+            position=index == 0,
+            dropout=options["dropout"],
+            drop_path=options["drop_path"],
+        )
+
+
 class ParCNet(StagedBackbone):
     """ParC-Net XS, S, H: image (B, 3, H, W) -> taps P2..P5, each (B, channels, H / 2^(i+2), W / 2^(i+2)).
 
@@ -235,6 +264,7 @@ class ParCNet(StagedBackbone):
 
     family = "parcnet"
     variants = VARIANTS
+    block_rows = {"ParCBlock": ParCBlocks}
     input_convention = InputConvention(bgr=True)
     row_init = "scratch"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.cli.common import UserError, check_image_size
 from yolo_lightbackbones.configs import finding
@@ -96,7 +97,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
 
 def _channels(config: dict[str, Any], text: str) -> int:
     channels = config.get("channels") or 3
-    if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= MOST_CHANNELS:
+    if not is_whole(channels) or not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
             f"{text}: channels is {quoted(channels)}; it must be a whole number above 0 and at most {MOST_CHANNELS}."
         )

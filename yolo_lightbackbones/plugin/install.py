@@ -152,13 +152,13 @@ def _parse_model(original: Callable[..., Any], tasks: ModuleType) -> Callable[..
             d = rows.translate(d, ch, families)
             with _lock:
                 _publish(tasks)  # a family may have been registered since
-        has_block = rows.names_block(d, blocks.BLOCKS)
+        has_block = rows.names_block(d, block_rows := registry.block_rows())
         parse = _parser_of_blocks(original, d) if has_block else original
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             try:
                 return parse(d, ch, *args, **kwargs)
             except KeyError as error:  # how the parser takes a module that it does not know
-                rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *blocks.BLOCKS])
+                rows.explain_unknown(d, str(error.args[0]), [*families, rows.TAP, *block_rows])
                 raise
 
     return parse_model
@@ -186,12 +186,13 @@ def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> C
     Raises:
         ConfigError: for a mistake in such a row, and where the parser does not fit.
     """
-    first = rows.check_blocks(config, blocks.BLOCKS)
+    block_rows = registry.block_rows()
+    first = rows.check_blocks(config, block_rows)
     try:
-        return parser.with_rows(original, blocks.BLOCKS)
+        return parser.with_rows(original, block_rows)
     except parser.MisfitError as error:
         raise first.error(
-            f"rows of {', '.join(blocks.BLOCKS)} are not available with Ultralytics {_version()}: its parse_model "
+            f"rows of {', '.join(block_rows)} are not available with Ultralytics {_version()}: its parse_model "
             f"{error}. Tested with {TESTED_VERSIONS}; install that, or take another module for this row. Everything "
             f"else of yolo_lightbackbones works."
         ) from error
@@ -440,7 +441,8 @@ def _seams(package: Ultralytics) -> list[Seam]:
         gone = f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}"
         fits = isinstance(listed, list)
         found.append(Seam(f"callback {event}", None if fits else gone, fits and callback in listed))
-    names = {**registry.families(), **dict.fromkeys((rows.TAP, *blocks.BLOCKS))}  # of the latter, none is put there
+    not_put_there = (rows.TAP, *registry.block_rows())
+    names = {**registry.families(), **dict.fromkeys(not_put_there)}
     for name, cls in names.items():
         held = getattr(tasks, name, None)
         clash = hasattr(tasks, name) and held is not cls

@@ -27,10 +27,10 @@ from typing import Any
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone, Options
-from yolo_lightbackbones.blocks import BLOCKS, MOST_CHANNELS, BlockRow
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.bounds import LONGEST_TEXT, MOST_VALUES, BoundsError, check_scalar, extent, is_number, is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
-from yolo_lightbackbones.options import ROW_OPTIONS
+from yolo_lightbackbones.options import MOST_CHANNELS, ROW_OPTIONS
 
 TAP = "Tap"
 INDEX = "Index"
@@ -473,7 +473,8 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
     letters = _letters(module)
     if letters in map(_letters, families):
         return None
-    names = _OTHER_BLOCKS | {_letters(name).removesuffix("block") + end: name for name in BLOCKS for end in _ENDINGS}
+    ours = registry.block_rows()
+    names = _OTHER_BLOCKS | {_letters(name).removesuffix("block") + end: name for name in ours for end in _ENDINGS}
     return names.get(letters)
 
 
