@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,13 +14,42 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolo_lightbackbones import moved
+
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = sorted(str(path.relative_to(FIXTURES).with_suffix("")) for path in FIXTURES.rglob("*.pt"))
 
 
 def test_there_are_checkpoints_of_every_family() -> None:
     before = {"before_0_1_0/" + name for name in ("blocks", "conv2former", "edgevit", "parcnet", "repvit")}
-    assert before | {"before_0_1_0/fused_parcnet"} <= set(FILES)
+    assert before | {"before_0_1_0/fused_parcnet", "best_0_1_0"} <= set(FILES)
+
+
+def test_frozen_paths_are_the_ones_that_design_lists(repository: Path) -> None:
+    section = (repository / "docs" / "design.md").read_text().split("## What checkpoints rely on")[1].split("\n## ")[0]
+    listed = {
+        f"{module}.{name}"
+        for module, names in re.findall(r"^\| `([\w.]+)` \| (.+) \|$", section, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == set(moved.pickled_classes())
+
+
+@pytest.mark.parametrize("earlier", moved.MOVED)
+def test_an_earlier_path_leads_to_a_frozen_one(earlier: str) -> None:
+    module, _, name = earlier.rpartition(".")
+    cls = getattr(importlib.import_module(f"yolo_lightbackbones.{module}"), name)
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    assert path == f"yolo_lightbackbones.{moved.MOVED[earlier]}"
+    assert moved.pickled_classes()[path] is cls
+    assert (cls, f"yolo_lightbackbones.{earlier}") in moved.safe_globals()
+
+
+@pytest.mark.parametrize("module", ["backbone", "blocks", "backbones.parcnet", "backbones.conv2former"])
+def test_a_name_that_never_was_is_an_attribute_error(module: str) -> None:
+    full = f"yolo_lightbackbones.{module}"
+    with pytest.raises(AttributeError, match=f"module '{full}' has no attribute 'Stages'"):
+        importlib.import_module(full).Stages  # noqa: B018
 
 
 @pytest.mark.parametrize("safe", ["0", "1"])
