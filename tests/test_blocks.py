@@ -108,6 +108,7 @@ def test_every_family_brings_the_row_of_its_block() -> None:
     assert registry.block_rows() == BLOCKS
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_a_block_is_called_as_in_model_yamls(name: str) -> None:
     assert {type(block).__name__ for block in row(name).blocks} == {name}
 
@@ -511,8 +512,8 @@ def test_a_parser_that_somebody_wrapped(tmp_path: Path, monkeypatch: pytest.Monk
     try:
         assert YOLO("yolov5n_repvit.yaml").model.stride.tolist() == [8, 16, 32]
         expected = (
-            r"yolo11n_blocks\.yaml, row 3 \[-1, 3, LGLBlock, \[256\]\]: rows of RepViTBlock, LGLBlock, ParCBlock, "
-            rf"ConvModBlock are not available with Ultralytics \S+: .*wrapped it.*{plugin.TESTED_VERSIONS}; install"
+            r"yolo11n_blocks\.yaml, row 3 \[-1, 3, LGLBlock, \[256\]\]: rows of LGLBlock, ParCBlock, "
+            rf"RepViTBlock, ConvModBlock are not available with Ultralytics \S+: .*wrapped it.*{plugin.TESTED_VERSIONS}; install"
         )
         with pytest.raises(rows.ConfigError, match=expected):
             YOLO(model_yaml(tmp_path, "LGLBlock"))

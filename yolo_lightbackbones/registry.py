@@ -159,7 +159,8 @@ def _add(cls: type[Backbone]) -> None:
                 raise ValueError(
                     f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
                 )
-            if taken := sorted({*cls.block_rows} & {*other.block_rows}):
+            rows = other.block_rows  # a family that derives from another one may have the same rows
+            if taken := [name for name, row in cls.block_rows.items() if rows.get(name, row) is not row]:
                 raise ValueError(f"Rows of {taken[0]} are registered already, by {other.__module__}.{other.__name__}.")
         if cls.__name__ in _families:
             raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
