@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones.backbones.parcnet import CircularConv
-from yolo_lightbackbones.circular import Axis, FixedConv, circulant, resize
+from yolo_lightbackbones.layers import Axis, CircularConv, FixedConv
+from yolo_lightbackbones.layers.circular import circulant, resize
 
 MAPS = ((192, 80), (256, 40), (320, 20))  # channels, length
 ROUNDS = 60

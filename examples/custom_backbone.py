@@ -31,10 +31,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import Backbone, Stage, create_backbone, fuse, list_backbones, register, register_backbone
-from yolo_lightbackbones.backbone import IMAGENET, drop_path_rates
+from yolo_lightbackbones import (
+    Stage,
+    StagedBackbone,
+    create_backbone,
+    fuse,
+    list_backbones,
+    register,
+    register_backbone,
+)
 from yolo_lightbackbones.card import Card
-from yolo_lightbackbones.layers import ConvNorm, DropPath
+from yolo_lightbackbones.input_norm import IMAGENET
+from yolo_lightbackbones.layers import ConvNorm, DropPath, drop_path_rates
 
 MODEL = Path(__file__).with_suffix(".yaml")
 
@@ -58,7 +66,7 @@ class Block(nn.Module):
 
 
 @register_backbone
-class PlainNet(Backbone):
+class PlainNet(StagedBackbone):
     """Image (B, C, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "plainnet"  # create_backbone("plainnet_n")

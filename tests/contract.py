@@ -18,8 +18,9 @@ from operations import operations
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, recording
-from yolo_lightbackbones.backbone import TAPS, Backbone, InputNormMode
+from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.layers import DropPath
+from yolo_lightbackbones.options import InputNormMode
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones
 
 REDUCTIONS = (4, 8, 16, 32)

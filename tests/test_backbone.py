@@ -13,8 +13,9 @@ from contract import imagenet, random_image, randomise, run
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, InputConvention, InputNorm, Stage, drop_path_rates
-from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, LayerNorm2d
+from yolo_lightbackbones.input_norm import IMAGENET, InputConvention, InputNorm
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ToyConfig:
     drop_path_rate: float = 0.25
 
 
-class Toy(Backbone):
+class Toy(StagedBackbone):
     """Three stages, the first of them at half of the image's size, after a stem that is a convolution."""
 
     family = "toy"
@@ -59,7 +60,7 @@ def test_a_config_in_the_place_of_a_variant() -> None:
 
 
 def test_a_backbone_says_what_it_lacks() -> None:
-    class Unfinished(Backbone):
+    class Unfinished(StagedBackbone):
         family = "unfinished"
         variants = {"a": None}
 

@@ -15,8 +15,7 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import plugin
-from yolo_lightbackbones.blocks import BLOCKS
+from yolo_lightbackbones import plugin, registry
 from yolo_lightbackbones.plugin import parser
 from yolo_lightbackbones.plugin.row import ConfigError, UnknownModuleError
 
@@ -71,7 +70,7 @@ def test_a_parser_that_somebody_wrapped(tmp_path: Path, monkeypatch: pytest.Monk
     try:
         assert YOLO("yolov5n_repvit.yaml").model.stride.tolist() == [8, 16, 32]
         expected = (
-            r"yolo11n_blocks\.yaml, row 3 \[-1, 3, LGLBlock, \[256\]\]: rows of RepViTBlock, LGLBlock, ParCBlock, "
+            r"yolo11n_blocks\.yaml, row 3 \[-1, 3, LGLBlock, \[256\]\]: rows of LGLBlock, ParCBlock, RepViTBlock, "
             rf"ConvModBlock are not available with Ultralytics \S+: .*wrapped it.*{plugin.TESTED_VERSIONS}; install"
         )
         with pytest.raises(ConfigError, match=expected):
@@ -86,6 +85,9 @@ def test_a_module_of_ultralytics_own_by_such_a_name_is_hands_off(monkeypatch: py
     with pytest.warns(UserWarning, match="has a LGLBlock of its own"):
         yolo_lightbackbones.register()
     assert not plugin.is_registered()
+
+
+BLOCKS = registry.block_rows()
 
 
 class C2f:

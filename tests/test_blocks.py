@@ -26,15 +26,18 @@ from ultralytics.nn import tasks
 from ultralytics.utils.callbacks import default_callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import fusion, recording
-from yolo_lightbackbones.backbones.edgevit import LGLBlock, SparseAttention
-from yolo_lightbackbones.backbones.parcnet import ChannelAttention, PositionEmbedding
-from yolo_lightbackbones.backbones.repvit import SqueezeExcite
-from yolo_lightbackbones.blocks import BLOCKS, BlockRow, ConvModBlocks, ParCBlocks, RepViTBlocks
-from yolo_lightbackbones.layers import DropPath
+from yolo_lightbackbones import fusion, recording, registry
+from yolo_lightbackbones.backbones.conv2former import ConvModBlocks
+from yolo_lightbackbones.backbones.edgevit import LGLBlock, LGLBlocks, SparseAttention
+from yolo_lightbackbones.backbones.parcnet import ChannelAttention, ParCBlocks
+from yolo_lightbackbones.backbones.repvit import RepViTBlocks, SqueezeExcite
+from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.layers import DropPath, PositionEmbedding
 from yolo_lightbackbones.plugin import training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+BLOCKS = {"RepViTBlock": RepViTBlocks, "LGLBlock": LGLBlocks, "ParCBlock": ParCBlocks, "ConvModBlock": ConvModBlocks}
 
 SIZES = [(8, 8), (6, 10), (7, 5), (1, 3), (33, 17)]
 
@@ -71,6 +74,15 @@ def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> YOLO:
     """A detector with all four kinds of blocks."""
     return awake_detector(str(model_yaml(tmp_path_factory.mktemp("mixed"), *NAMES)))
+
+
+def test_every_family_brings_the_row_of_its_block() -> None:
+    assert registry.block_rows() == BLOCKS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_is_called_as_in_model_yamls(name: str) -> None:
+    assert {type(block).__name__ for block in row(name).blocks} == {name}
 
 
 # --- what a row computes ----------------------------------------------------------------------------------------------
@@ -273,7 +285,7 @@ def test_rows_scale_as_those_of_c2f(name: str, letter: str, tmp_path: Path) -> N
     for number in BLOCK_ROWS:
         assert type(ours.model[number]) is BLOCKS[name]
         assert len(ours.model[number].blocks) == len(stock.model[number].m)
-        assert ours.model[number].type == f"yolo_lightbackbones.blocks.{name}s"
+        assert ours.model[number].type.endswith(f".{name}s")
     assert [isinstance(ours.model[i].project, nn.Identity) for i in BLOCK_ROWS] == [False, True, True, False]
     assert ours.yaml["backbone"][3] == [-1, 3, name, [256]], "stored as written"
 

@@ -11,7 +11,7 @@ from contract import Expected, FamilyContract, imagenet, random_image, randomise
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbones.conv2former import Conv2Former, Conv2FormerBlock, Conv2FormerConfig
+from yolo_lightbackbones.backbones.conv2former import Conv2Former, Conv2FormerConfig, ConvModBlock
 from yolo_lightbackbones.registry import create_backbone
 
 
@@ -67,7 +67,7 @@ class TestConv2Former(FamilyContract):
 
 
 def test_block_by_hand() -> None:
-    block = Conv2FormerBlock(4, kernel_size=5, mlp_ratio=2).double().eval()
+    block = ConvModBlock(4, kernel_size=5, mlp_ratio=2).double().eval()
     randomise(block)
     x = torch.randn(2, 4, 6, 7, dtype=torch.float64)
     state: dict[str, Tensor] = dict(block.state_dict())
@@ -107,7 +107,7 @@ def test_block_by_hand() -> None:
 
 def test_layer_scale_survives_float16() -> None:
     # 1e-6 has four bits left in float16, and what it scales must not be rounded on top of that
-    block = Conv2FormerBlock(4, kernel_size=3).eval()
+    block = ConvModBlock(4, kernel_size=3).eval()
     torch.nn.init.constant_(block.attn.proj.bias, 5e4)  # type: ignore[arg-type]
     torch.nn.init.zeros_(block.attn.proj.weight)
     torch.nn.init.zeros_(block.mlp.fc2.weight)
@@ -118,7 +118,7 @@ def test_layer_scale_survives_float16() -> None:
 
 
 def test_layer_scale_survives_autocast() -> None:
-    block = Conv2FormerBlock(4, kernel_size=3).eval()
+    block = ConvModBlock(4, kernel_size=3).eval()
     torch.nn.init.constant_(block.attn.proj.bias, 100)  # type: ignore[arg-type]
     torch.nn.init.zeros_(block.attn.proj.weight)
     torch.nn.init.zeros_(block.mlp.fc2.weight)

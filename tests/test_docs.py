@@ -169,7 +169,7 @@ def test_the_page_on_families_shows_the_example_itself(site: Path) -> None:
     shown = text_of(site / "add-a-backbone" / "index.html")
     example = (REPOSITORY / "examples" / "custom_backbone.py").read_text(encoding="utf-8")
     family = example.partition("[start:family]\n")[2].partition("\n# --8<-- [end:family]")[0].strip()
-    assert "class PlainNet(Backbone)" in family
+    assert "class PlainNet(StagedBackbone)" in family
     assert family in shown
 
 

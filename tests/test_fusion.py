@@ -400,7 +400,7 @@ def test_torchvisions_frozen_norm_folds() -> None:
     [
         (nn.GroupNorm(2, 4), "0.norm is a GroupNorm without running statistics"),
         (nn.InstanceNorm2d(4), "0.norm is a InstanceNorm2d without running statistics"),
-        (LayerNorm2d(4), "0.norm is a yolo_lightbackbones.layers.LayerNorm2d without running statistics"),
+        (LayerNorm2d(4), "0.norm is a yolo_lightbackbones.layers.norms.LayerNorm2d without running statistics"),
         (nn.BatchNorm2d(4, track_running_stats=False), "0.norm is a BatchNorm2d without running statistics"),
         (NormAndActivation(4), "0.norm is a test_fusion.NormAndActivation, which does more than scale and shift"),
     ],

@@ -26,7 +26,7 @@ import yaml
 from ultralytics.nn import tasks
 from ultralytics.nn.modules.conv import Conv
 
-from yolo_lightbackbones import blocks, plugin, registry
+from yolo_lightbackbones import plugin, registry
 from yolo_lightbackbones.cli import untrusted
 from yolo_lightbackbones.cli.common import UserError
 from yolo_lightbackbones.messages import quoted
@@ -206,10 +206,10 @@ def check(config: Any) -> str:
     try:
         if rows.names_backbone(config, families):
             config = rows.translate(config, 3, families)
-        if rows.names_block(config, blocks.BLOCKS):
-            rows.check_blocks(config, blocks.BLOCKS)
-        for module in set(modules(config)) - set(vars(tasks)) - set(blocks.BLOCKS):
-            hints.explain_unknown(config, module, [*families, TAP, *blocks.BLOCKS])
+        if rows.names_block(config, registry.block_rows()):
+            rows.check_blocks(config, registry.block_rows())
+        for module in set(modules(config)) - set(vars(tasks)) - set(registry.block_rows()):
+            hints.explain_unknown(config, module, [*families, TAP, *registry.block_rows()])
     except ConfigError as error:
         message = str(error)
         assert len(message) < 1500, message

@@ -22,7 +22,18 @@ MAY_IMPORT_ULTRALYTICS = {"plugin", "cli"}
 MAY_IMPORT_THE_WING = {"plugin", "cli", "__init__.py", "autoload.py"}
 """Folders, and the two modules of the package that bring it in when it is wanted."""
 
-BACKBONES_MAY_IMPORT = {"backbone", "card", "circular", "fusion", "layers", "recording"}
+BACKBONES_MAY_IMPORT = {
+    "backbone",
+    "blocks",
+    "card",
+    "fusion",
+    "input_norm",
+    "layers",
+    "moved",
+    "options",
+    "recording",
+    "stages",
+}
 
 
 def imports(module: Path) -> Iterator[str]:
@@ -138,6 +149,15 @@ def test_a_card_is_plain_data() -> None:
     assert {name.split(".")[1] for name in ours} == {"messages"}
     code = "import sys, yolo_lightbackbones.card; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] not in ("backbones", "stages.py")], ids=str)
+def test_only_the_skeleton_and_the_families_know_its_parts(module: Path) -> None:
+    """Everything else asks the contract, which a backbone without stem and stages fulfils as well."""
+    attributes = {
+        node.attr for node in ast.walk(ast.parse((PACKAGE / module).read_text())) if isinstance(node, ast.Attribute)
+    }
+    assert not attributes & {"stages", "tap_norms", "input_norm", "build_stem", "build_stages"}
 
 
 def test_the_library_works_with_ultralytics_blocked() -> None:

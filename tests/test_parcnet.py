@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.backbones.parcnet import (
     ChannelAttention,
-    CircularConv,
-    FoldedParCBranch,
     Mlp,
-    ParCBranch,
     ParCNet,
     ParCNetConfig,
 )
-from yolo_lightbackbones.circular import Axis, FixedConv, circulant
+from yolo_lightbackbones.layers import Axis, CircularConv, FixedConv, FoldedParCBranch, ParCBranch
+from yolo_lightbackbones.layers.circular import circulant
 from yolo_lightbackbones.plugin import formats
 
 

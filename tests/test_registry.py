@@ -12,8 +12,10 @@ import pytest
 from torch import nn
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import Backbone, Stage
+from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones, register_backbone
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 VARIANTS = {
     "edgevit": ("xxs", "xs", "s"),
@@ -34,7 +36,7 @@ def own_family(class_name: str = "TinyNet", family: str = "tinynet") -> type[Bac
         yield Stage([nn.ReLU()], channels=config, reduction=4)
 
     attributes: dict[str, Any] = {"family": family, "variants": {"a": 8}}
-    return type(class_name, (Backbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
+    return type(class_name, (StagedBackbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +115,20 @@ def test_names_are_taken_once() -> None:
         register_backbone(own_family(family="other"))
     with pytest.raises(ValueError, match=r"The family 'repvit' is registered already, by .*repvit.RepViT"):
         register_backbone(own_family("MyRepViT", "repvit"))
+
+
+def test_rows_of_blocks_of_others() -> None:
+    class TinyBlocks(BlockRow):
+        options = {}
+
+    cls = own_family()
+    cls.block_rows = {"TinyBlock": TinyBlocks}
+    register_backbone(cls)
+    assert registry.block_rows()["TinyBlock"] is TinyBlocks
+    other = own_family("OtherNet", "othernet")
+    other.block_rows = {"LGLBlock": TinyBlocks}
+    with pytest.raises(ValueError, match=r"Rows of LGLBlock are registered already, by .*edgevit\.EdgeViT"):
+        register_backbone(other)
 
 
 @pytest.mark.parametrize("thing", [nn.Module, "RepViT", 3])

@@ -8,8 +8,14 @@ from contract import Expected, FamilyContract, assert_features, imagenet, random
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbones.repvit import ChannelMixer, RepDepthwise, RepViT, RepViTConfig, SqueezeExcite
-from yolo_lightbackbones.blocks import RepViTBlocks
+from yolo_lightbackbones.backbones.repvit import (
+    ChannelMixer,
+    RepDepthwise,
+    RepViT,
+    RepViTBlocks,
+    RepViTConfig,
+    SqueezeExcite,
+)
 
 
 class TestRepViT(FamilyContract):

@@ -13,11 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-from yolo_lightbackbones.backbone import Backbone, Stage
-from yolo_lightbackbones.blocks import BLOCKS
+from yolo_lightbackbones.backbone import Backbone, Options
+from yolo_lightbackbones.options import InitMode
 from yolo_lightbackbones.plugin import hints, rows
 from yolo_lightbackbones.plugin.row import ConfigError, Row, UnknownModuleError
-from yolo_lightbackbones.registry import families
+from yolo_lightbackbones.registry import block_rows, families
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 MODEL = """
 nc: 3
@@ -57,7 +58,7 @@ def test_taps_become_index_rows_with_their_channels() -> None:
     before = copy.deepcopy(config)
     out = translate(config)
     assert out["backbone"] == [
-        [-1, 1, "EdgeViT", ["edgevit_xxs", 3, ("P2", "P3", "P4", "P5"), None, "auto", "published", USED]],
+        [-1, 1, "EdgeViT", ["edgevit_xxs", Options(taps=("P2", "P3", "P4", "P5"), normed_taps=USED)]],
         [0, 1, "Index", [72, 1]],
         [0, 1, "Index", [144, 2]],
         [0, 1, "Index", [288, 3]],
@@ -85,25 +86,27 @@ def test_a_plain_variant_needs_no_mapping(spelling: str) -> None:
 
 def test_options_and_image_channels_reach_the_backbone() -> None:
     out = translate(model(row0="[-1, 1, EdgeViT, [xs, {drop_path_rate: 0.2, input_norm: none}]]"), in_channels=4)
-    assert out["backbone"][0][3][:5] == ["edgevit_xs", 4, ("P2", "P3", "P4", "P5"), 0.2, "none"]
+    chosen = Options(in_channels=4, drop_path_rate=0.2, input_norm="none", normed_taps=USED)
+    assert out["backbone"][0][3] == ["edgevit_xs", chosen]
 
 
 @pytest.mark.parametrize(
-    ("row", "others"),
+    ("row", "init", "normed_taps"),
     [
-        ("RepViT, [m0_9]", ["scratch"]),
-        ("RepViT, [m0_9, {init: published}]", []),
-        ("RepViT, [m0_9, {init: published, tap_norm: batch}]", ["published", USED]),
-        ("Conv2Former, [n]", ["scratch", USED]),
-        ("Conv2Former, [n, {tap_norm: none}]", ["scratch"]),
-        ("ParCNet, [xs]", ["scratch"]),
-        ("EdgeViT, [xs]", ["published", USED]),
-        ("EdgeViT, [xs, {tap_norm: none}]", []),
-        ("EdgeViT, [xs, {init: scratch}]", ["scratch", USED]),
+        ("RepViT, [m0_9]", "scratch", ()),
+        ("RepViT, [m0_9, {init: published}]", "published", ()),
+        ("RepViT, [m0_9, {init: published, tap_norm: batch}]", "published", USED),
+        ("Conv2Former, [n]", "scratch", USED),
+        ("Conv2Former, [n, {tap_norm: none}]", "scratch", ()),
+        ("ParCNet, [xs]", "scratch", ()),
+        ("EdgeViT, [xs]", "published", USED),
+        ("EdgeViT, [xs, {tap_norm: none}]", "published", ()),
+        ("EdgeViT, [xs, {init: scratch}]", "scratch", USED),
     ],
 )
-def test_how_weights_start_and_what_is_behind_taps(row: str, others: list[str]) -> None:
-    assert translate(model(row0=f"[-1, 1, {row}]"))["backbone"][0][3][3:] == [None, "auto", *others]
+def test_how_weights_start_and_what_is_behind_taps(row: str, init: InitMode, normed_taps: tuple[str, ...]) -> None:
+    options = translate(model(row0=f"[-1, 1, {row}]"))["backbone"][0][3][1]
+    assert options == Options(init=init, normed_taps=normed_taps)
 
 
 def test_index_rows_with_the_right_channels_pass() -> None:
@@ -114,7 +117,7 @@ def test_index_rows_with_the_right_channels_pass() -> None:
 
 def test_stages_behind_the_deepest_used_tap_are_not_built() -> None:
     out = translate(model(row3="[0, 1, Tap, [P4]]"))
-    assert out["backbone"][0][3][2] == ("P2", "P3", "P4")
+    assert out["backbone"][0][3][1].taps == ("P2", "P3", "P4")
 
 
 def test_a_model_without_our_rows_is_none_of_our_business() -> None:
@@ -220,7 +223,7 @@ def test_a_backbone_that_nothing_uses() -> None:
 
 
 def check(config: dict[str, Any]) -> Row:
-    return rows.check_blocks(config, BLOCKS)
+    return rows.check_blocks(config, block_rows())
 
 
 @pytest.mark.parametrize(
@@ -246,10 +249,10 @@ def test_rows_of_blocks_pass_as_they_are(row: str) -> None:
 
 
 def test_models_with_rows_of_blocks_are_told_from_others() -> None:
-    assert not rows.names_block(model(), BLOCKS)
-    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, BLOCKS)
+    assert not rows.names_block(model(), block_rows())
+    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, block_rows())
     only = {"backbone": [[-1, 1, "RepViTBlock", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
-    assert rows.names_block(only, BLOCKS)
+    assert rows.names_block(only, block_rows())
     assert not rows.names_backbone(only, families())
     assert check(only).number == 0
 
@@ -429,7 +432,7 @@ def test_a_backbone_by_another_name_in_a_later_row() -> None:
 def family_of(*reductions: int) -> type[Backbone]:
     """A family with taps at these reductions; it counts how often it is built."""
 
-    class Own(Backbone):
+    class Own(StagedBackbone):
         family, variants = "own", {"a": 8}
         built = 0
 
@@ -452,14 +455,16 @@ def own_model(tap: str) -> dict[str, Any]:
 def test_a_family_without_p2() -> None:
     own = family_of(8, 16, 32)
     out = rows.translate(own_model("P4"), 3, {"Own": own})
-    assert out["backbone"] == [[-1, 1, "Own", ["own_a", 3, ("P3", "P4"), None, "auto"]], [0, 1, "Index", [16, 1]]]
+    assert out["backbone"] == [[-1, 1, "Own", ["own_a", Options(taps=("P3", "P4"))]], [0, 1, "Index", [16, 1]]]
     with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P2\. Allowed, one of: P3, P4, P5"):
         rows.translate(own_model("P2"), 3, {"Own": own})
 
 
-def test_a_family_that_has_none_of_the_taps() -> None:
-    with pytest.raises(ConfigError, match=r"my\.yaml, row 0 \[-1, 1, Own, \[a\]\]: Own has no tap .*Allowed: P6"):
-        rows.translate(own_model("P5"), 3, {"Own": family_of(64)})
+def test_a_family_with_a_tap_of_its_own() -> None:
+    own = family_of(64)
+    assert rows.translate(own_model("P6"), 3, {"Own": own})["backbone"][1] == [0, 1, "Index", [64, 0]]
+    with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P5\. Allowed, one of: P6"):
+        rows.translate(own_model("P5"), 3, {"Own": own})
 
 
 def test_taps_are_asked_for_once_and_anew_for_another_class() -> None:
@@ -468,9 +473,10 @@ def test_taps_are_asked_for_once_and_anew_for_another_class() -> None:
         assert rows.translate(own_model("P3"), 3, {"Own": first})["backbone"][1][3] == [8, 0]
         assert rows.translate(own_model("P3"), 3, {"Own": second})["backbone"][1][3] == [8, 1]
     built = first.built  # type: ignore[attr-defined]
-    rows.translate(own_model("P3"), 3, {"Own": first})
-    assert first.built == built  # type: ignore[attr-defined]
     rows.translate(own_model("P3"), 4, {"Own": first})
+    assert first.built == built  # type: ignore[attr-defined]
+    first.variants = {"a": 16}
+    rows.translate(own_model("P3"), 3, {"Own": first})
     assert first.built > built  # type: ignore[attr-defined]
 
 

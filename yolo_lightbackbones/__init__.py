@@ -10,22 +10,26 @@ if TYPE_CHECKING:
     from typing import Any
 
     from yolo_lightbackbones.backbone import Backbone as Backbone
-    from yolo_lightbackbones.backbone import Stage as Stage
     from yolo_lightbackbones.checkpoints.engine import LoadReport as LoadReport
     from yolo_lightbackbones.checkpoints.engine import load_weights as load_weights
     from yolo_lightbackbones.fusion import fuse as fuse
+    from yolo_lightbackbones.options import Options as Options
     from yolo_lightbackbones.plugin import register as register
     from yolo_lightbackbones.plugin import unregister as unregister
     from yolo_lightbackbones.registry import create_backbone as create_backbone
     from yolo_lightbackbones.registry import list_backbones as list_backbones
     from yolo_lightbackbones.registry import register_backbone as register_backbone
+    from yolo_lightbackbones.stages import Stage as Stage
+    from yolo_lightbackbones.stages import StagedBackbone as StagedBackbone
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "backbone",
     "LoadReport": "checkpoints.engine",
-    "Stage": "backbone",
+    "Options": "options",
+    "Stage": "stages",
+    "StagedBackbone": "stages",
     "create_backbone": "registry",
     "fuse": "fusion",
     "list_backbones": "registry",

@@ -11,7 +11,7 @@ import ast
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeGuard
 
 from yolo_lightbackbones.messages import quoted
 
@@ -80,12 +80,12 @@ def extent(
     return count, height
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether it is a whole number; `True` and `1.0` are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a number; `True` is none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

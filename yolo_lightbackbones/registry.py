@@ -12,10 +12,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from yolo_lightbackbones.backbone import TAPS, Backbone, InitMode, InputNormMode
+from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
+from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
@@ -57,6 +59,11 @@ def families() -> dict[str, type[Backbone]]:
     return dict(_families)
 
 
+def block_rows() -> dict[str, type[BlockRow]]:
+    """Name of a block, as written in model YAMLs -> what a row of such blocks builds, of all families."""
+    return {name: row for cls in families().values() for name, row in cls.block_rows.items()}
+
+
 def list_backbones(family: str | None = None) -> list[str]:
     """Full names of all variants (`"edgevit_xxs"`), or of one family's (`family="edgevit"`).
 
@@ -75,7 +82,7 @@ def create_backbone(
     name: str,
     *,
     in_channels: int = 3,
-    taps: Sequence[str] = TAPS,
+    taps: Sequence[str] | None = TAPS,
     drop_path_rate: float | None = None,
     input_norm: InputNormMode = "auto",
     init: InitMode = "published",
@@ -83,7 +90,7 @@ def create_backbone(
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
-    The arguments are those of `Backbone`.
+    The arguments are those of `Options`.
 
     Raises:
         ValueError: for an unknown name, with the closest match, and for whatever `Backbone` refuses.
@@ -95,10 +102,7 @@ def create_backbone(
         hint = f" Did you mean '{meant.family}_{variant}'?" if meant and variant else did_you_mean(_spelt(name), names)
         raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
     cls, variant = found
-    # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
-    others: Any = {} if init == "published" else {"init": init}
-    others |= {"normed_taps": normed_taps} if normed_taps else {}
-    return cls(variant, in_channels, taps, drop_path_rate, input_norm, **others)
+    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps))
 
 
 def find(name: str) -> tuple[type[Backbone], str] | None:
@@ -190,6 +194,9 @@ def _add(cls: type[Backbone]) -> None:
                 raise ValueError(
                     f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
                 )
+            rows = other.block_rows  # a family that derives from another one may have the same rows
+            if taken := [name for name, row in cls.block_rows.items() if rows.get(name, row) is not row]:
+                raise ValueError(f"Rows of {taken[0]} are registered already, by {other.__module__}.{other.__name__}.")
         if cls.__name__ in _families:
             raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
         _check_meanings(cls)

@@ -12,16 +12,20 @@ Deviations, none of which changes an output:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones import fusion, moved
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+from yolo_lightbackbones.input_norm import IMAGENET
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.options import Option, odd, scale, share, whole
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 LAYER_SCALE_FOR_SCRATCH = 0.1
 """From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks add next to nothing."""
@@ -180,7 +184,7 @@ class Mlp(fusion.Fusible):
         return self
 
 
-class Conv2FormerBlock(fusion.Fusible):
+class ConvModBlock(fusion.Fusible):
     """Convolutional modulation and MLP, each a residual behind a layer scale: (B, dim, H, W) -> the same."""
 
     no_weight_decay_names = ("layer_scale1", "layer_scale2")
@@ -202,7 +206,7 @@ class Conv2FormerBlock(fusion.Fusible):
         x = _add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
         return x
 
-    def fold(self) -> Conv2FormerBlock:
+    def fold(self) -> ConvModBlock:
         assert self.layer_scale1 is not None
         assert self.layer_scale2 is not None
         fusion.expect(self.attn, ConvModulation)
@@ -226,11 +230,32 @@ def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     return out.to(torch.promote_types(x.dtype, scale.dtype))
 
 
-class Conv2Former(Backbone):
+class ConvModBlocks(BlockRow):
+    """Conv2Former's blocks: convolutional modulation and an MLP.
+
+    `kernel_size` is that of the modulation (7 as in the smallest published variant, 11 in the others), `layer_scale`
+    what each residual branch is multiplied by at the start.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "kernel_size": odd(7, 255),
+        "mlp_ratio": whole(4, 64),
+        "layer_scale": scale(LAYER_SCALE_FOR_SCRATCH),
+        "drop_path": share(0.0),
+    }
+
+    def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> ConvModBlock:
+        return ConvModBlock(
+            dim, options["kernel_size"], options["mlp_ratio"], options["layer_scale"], options["drop_path"]
+        )
+
+
+class Conv2Former(StagedBackbone):
     """Conv2Former N, T, S, B, L: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "conv2former"
     variants = VARIANTS
+    block_rows = {"ConvModBlock": ConvModBlocks}
     input_convention = IMAGENET
     row_init = "scratch"
     row_tap_norm = "batch"
@@ -238,7 +263,7 @@ class Conv2Former(Backbone):
     def init_for_scratch(self) -> None:
         # Not in the block: a row of blocks says itself where its layer scales start.
         for module in self.modules():
-            if isinstance(module, Conv2FormerBlock):
+            if isinstance(module, ConvModBlock):
                 for scale in (module.layer_scale1, module.layer_scale2):
                     assert scale is not None
                     nn.init.constant_(scale, LAYER_SCALE_FOR_SCRATCH)
@@ -253,7 +278,7 @@ class Conv2Former(Backbone):
         for dim, stage_rates in zip(config.dims, rates, strict=True):
             downsample = None if in_channels is None else Downsample(in_channels, dim)
             blocks = [
-                Conv2FormerBlock(dim, config.kernel_size, config.mlp_ratio, config.layer_scale, rate)
+                ConvModBlock(dim, config.kernel_size, config.mlp_ratio, config.layer_scale, rate)
                 for rate in stage_rates
             ]
             yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
@@ -282,3 +307,10 @@ Conv2Former.card = Card(
     ),
     layouts="yolo_lightbackbones.checkpoints.layouts.conv2former",
 )
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Layers that checkpoints from before 0.1.0 look for here."""
+        return moved.find(__name__, name)

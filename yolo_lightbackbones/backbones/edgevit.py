@@ -12,17 +12,21 @@ Deviations, none of which changes an output:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, recording
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d
+from yolo_lightbackbones.input_norm import IMAGENET
+from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.options import MOST_CHANNELS, Option, share, whole
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -266,11 +270,34 @@ class LGLBlock(nn.Module):
         return out
 
 
-class EdgeViT(Backbone):
+class LGLBlocks(BlockRow):
+    """EdgeViT's local-global-local blocks.
+
+    Of each window of `sr_ratio` x `sr_ratio` tokens one takes part in attention, 1 for all of them (the published
+    variants have 4, 2, 2 and 1 from P2 to P5). There are as many heads as divide the channels and have at least
+    `head_dim` channels each, so that any width will do.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "sr_ratio": whole(2, 1024),
+        "head_dim": whole(32, MOST_CHANNELS),
+        "mlp_ratio": whole(4, 64),
+        "drop_path": share(0.0),
+    }
+
+    def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> LGLBlock:
+        heads = max((n for n in range(1, dim // options["head_dim"] + 1) if dim % n == 0), default=1)
+        block = LGLBlock(dim, dim // heads, options["sr_ratio"], options["mlp_ratio"], options["drop_path"])
+        block.global_attn.attn.partial_windows = True
+        return block
+
+
+class EdgeViT(StagedBackbone):
     """EdgeViT XXS, XS, S: image (B, 3, H, W) -> taps P2..P5, each (B, embed_dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "edgevit"
     variants = VARIANTS
+    block_rows = {"LGLBlock": LGLBlocks}
     input_convention = IMAGENET
     row_tap_norm = "batch"
 

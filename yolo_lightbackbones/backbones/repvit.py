@@ -14,15 +14,19 @@ Deviations, none of which changes an output:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
-from yolo_lightbackbones.backbone import IMAGENET, Backbone, Stage, drop_path_rates
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures, Release
-from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath
+from yolo_lightbackbones.input_norm import IMAGENET
+from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, drop_path_rates
+from yolo_lightbackbones.options import Option, share, switch, whole
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 @dataclass(frozen=True)
@@ -166,11 +170,29 @@ class Downsample(nn.Module):
         return out
 
 
-class RepViT(Backbone):
+class RepViTBlocks(BlockRow):
+    """RepViT's blocks.
+
+    `squeeze` gives every other block, from the first on, squeeze-and-excitation, as in all published variants.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "squeeze": switch(True),
+        "mlp_ratio": whole(2, 64),
+        "drop_path": share(0.0),
+    }
+
+    def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> RepViTBlock:
+        squeeze = options["squeeze"] and index % 2 == 0
+        return RepViTBlock(dim, squeeze, options["mlp_ratio"], options["drop_path"])
+
+
+class RepViT(StagedBackbone):
     """RepViT M0.6 to M2.3: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
 
     family = "repvit"
     variants = VARIANTS
+    block_rows = {"RepViTBlock": RepViTBlocks}
     input_convention = IMAGENET
     row_init = "scratch"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from yolo_lightbackbones.backbone import BLOCKS_BEHIND_TAP, Backbone, Stage
+from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.checkpoints.layouts import layouts_of
@@ -70,8 +70,8 @@ class _Plan:
     misfits: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The file's key -> (our key, what is wrong with the tensor)."""
     adapted: list[str] = field(default_factory=list)
-    places_of_taps: dict[str, int] = field(default_factory=dict)
-    """Our key -> the number in the file."""
+    settings: dict[str, Tensor] = field(default_factory=dict)
+    """Our key -> the number in the file, such as the place of a tap."""
 
     def problems(self) -> list[str]:
         """One entry per kind of problem, with its first keys."""
@@ -136,15 +136,11 @@ def load_tensors(
     with torch.no_grad():
         for key, tensor in plan.copies.items():
             target[key].copy_(tensor)
-    for number, stage in enumerate(backbone.stages):
-        assert isinstance(stage, Stage)
-        is_last = stage.reduction == backbone.size_divisibility
-        default = 0 if is_last else plan.layout.blocks_behind_tap
-        stage.blocks_behind_tap = plan.places_of_taps.get(f"stages.{number}.{BLOCKS_BEHIND_TAP}", default)
+    backbone.load_settings(plan.settings, plan.layout.blocks_behind_tap)
     wrongly_shaped = [ours for ours, _ in plan.misfits.values()]
     return LoadReport(
         layout=plan.layout.name,
-        loaded=(*plan.copies, *filter(identify.is_place_of_tap, backbone.state_dict())),
+        loaded=(*plan.copies, *filter(backbone.is_setting, backbone.state_dict())),
         dropped=tuple(plan.dropped),
         missing=(*plan.missing, *plan.colliding, *wrongly_shaped),
         unexpected=(*plan.unmatched, *_flat(plan.colliding.values()), *plan.misfits),
@@ -154,19 +150,20 @@ def load_tensors(
 
 def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     """What goes where if the file has the layout of which most names are ours after conversion."""
-    target = {key: tensor for key, tensor in backbone.state_dict().items() if not identify.is_place_of_tap(key)}
+    target = {key: tensor for key, tensor in backbone.state_dict().items() if not backbone.is_setting(key)}
     candidates = [convert(layout, state) for layout in layouts_of(type(backbone))]
     # "Is this already ours?" comes first: with as many names in place, the earlier layout wins.
     best = max(candidates, key=lambda converted: len(converted.placed.keys() & target.keys()))
     plan = _Plan(best.layout, dropped=list(best.dropped))
     unbuilt = _unbuilt_stages(backbone, best)
-    stem = next(iter(target))
+    image_conv = backbone.image_conv()
+    stem = f"{image_conv[0]}.weight" if image_conv else None
     for ours, sources in best.placed.items():
-        if identify.is_place_of_tap(ours):
-            _plan_place_of_tap(plan, backbone, ours, *sources[0])
+        if backbone.is_setting(ours):
+            _plan_setting(plan, backbone, ours, *sources[0])
         elif ours not in target:
             keys = [key for key, _ in sources]
-            (plan.dropped if ours in unbuilt or identify.is_tap_norm(ours) else plan.unmatched).extend(keys)
+            (plan.dropped if ours in unbuilt or backbone.is_extra(ours) else plan.unmatched).extend(keys)
         elif len(sources) > 1:
             plan.colliding[ours] = [key for key, _ in sources]
         else:
@@ -180,22 +177,21 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
             else:
                 plan.copies[ours] = tensor
     # A counter that only a momentum of None would read, some tools leave it out; and norms that no published file has.
-    optional = {key for key in target if key.endswith(".num_batches_tracked") or identify.is_tap_norm(key)}
+    optional = {key for key in target if key.endswith(".num_batches_tracked") or backbone.is_extra(key)}
     plan.missing = [key for key in target if key not in best.placed and key not in optional]
     return plan
 
 
-def _plan_place_of_tap(plan: _Plan, backbone: Backbone, ours: str, key: str, tensor: Tensor) -> None:
-    number = identify.stage_number(ours)
-    if number >= len(backbone.stages):
+def _plan_setting(plan: _Plan, backbone: Backbone, ours: str, key: str, tensor: Tensor) -> None:
+    if backbone.is_unbuilt(ours):
         plan.dropped.append(key)
         return
-    stage = backbone.stages[number]
-    assert isinstance(stage, Stage)
     try:
-        plan.places_of_taps[ours] = stage.check_blocks_behind_tap(tensor)
+        backbone.check_setting(ours, tensor)
     except ValueError as error:
         plan.misfits[key] = (ours, str(error))
+    else:
+        plan.settings[ours] = tensor
 
 
 def _check_target(backbone: Backbone) -> None:
@@ -211,7 +207,7 @@ def _check_target(backbone: Backbone) -> None:
 
 def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
     """Our keys of stages that the variant has and this backbone, for its taps, did not build."""
-    beyond = [key for key in converted.placed if identify.stage_number(key) >= len(backbone.stages)]
+    beyond = [key for key in converted.placed if backbone.is_unbuilt(key)]
     if not beyond:
         return set()
     names = {key for variant in identify.matching_variants(backbone) for key in identify.full_shapes(variant)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import BLOCKS_BEHIND_TAP, TAP_NORMS, TAPS, Backbone
+from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.checkpoints.layouts import layouts_of
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
 
@@ -57,18 +56,16 @@ def matching_variants(backbone: Backbone) -> list[Variant]:
     More than one only if its taps leave out the stages in which they differ.
     """
     family = type(backbone)
-    in_channels = next(backbone.parameters()).shape[1]  # the stem's convolution, by contract
+    found = backbone.image_conv()
+    options = Options(in_channels=found[1].weight.shape[1] if found else 3, taps=backbone.taps)
     shapes = _shapes(backbone)
-    return [
-        Variant(family, name) for name in family.variants if _built(family, name, backbone.taps, in_channels) == shapes
-    ]
+    return [Variant(family, name) for name in family.variants if _built(family, name, options) == shapes]
 
 
 def full_shapes(variant: Variant) -> Shapes:
-    """Name and shape of everything in a variant's state dict with all its stages; nothing if it cannot be built."""
-    for tap in reversed(TAPS):  # the deepest one needs every stage, and a family need not have the others
-        with contextlib.suppress(Exception):  # somebody else's family must not keep others from being found
-            return _built(variant.family, variant.short_name, (tap,), 3)
+    """Name and shape of everything in a variant's state dict, with all its taps; nothing if it cannot be built."""
+    with contextlib.suppress(Exception):  # somebody else's family must not keep others from being found
+        return _built(variant.family, variant.short_name, Options(taps=None))
     return {}
 
 
@@ -84,12 +81,12 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     for prefix in _prefixes(state):
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         for family, its_layouts in layouts.items():
-            files = [_shapes_of(convert(layout, inside)) for layout in its_layouts]
+            files = [_shapes_of(convert(layout, inside), family) for layout in its_layouts]
             for variant in (Variant(family, name) for name in family.variants):
                 shapes = built[variant] = built.get(variant) or full_shapes(variant)
                 if not any(shapes.keys() & file.keys() for file in files):
                     break  # the variants of a family share names: if one has none of these, none has
-                similarity = max(_similarity(shapes, file) for file in files)
+                similarity = max(_similarity(shapes, file, family) for file in files)
                 if similarity > (best.similarity if best else 0):
                     best = Recognised((variant,), similarity, prefix)
                 elif best and (similarity, prefix) == (best.similarity, best.prefix):
@@ -108,27 +105,21 @@ def _usable_layouts(family: type[Backbone]) -> tuple[Layout, ...]:
         return (OURS,)
 
 
-def _similarity(variant: Shapes, file: Shapes) -> float:
+def _similarity(variant: Shapes, file: Shapes, family: type[Backbone]) -> float:
     """Share of names that both have with the same shape, 0..1, over the stages that the file has.
 
     Counters do not matter, nor the number of image channels.
     """
     stem = next(iter(variant))
-    stages = max(map(stage_number, file), default=-1)
+    stages = max(map(family.stage_of, file), default=-1)
     ours, theirs = (
-        {key for key in shapes if not key.endswith(".num_batches_tracked") and stage_number(key) <= stages}
+        {key for key in shapes if not key.endswith(".num_batches_tracked") and family.stage_of(key) <= stages}
         for shapes in (variant, file)
     )
     same = [
         key for key in ours & theirs if variant[key] == file[key] or (key == stem and variant[key][:1] == file[key][:1])
     ]
     return len(same) / len(ours | theirs)
-
-
-def stage_number(key: str) -> int:
-    """The stage that one of our names belongs to, counted from 0; -1 for the stem."""
-    parts = key.split(".")
-    return int(parts[1]) if parts[0] == "stages" and len(parts) > 1 and re.fullmatch("[0-9]{1,3}", parts[1]) else -1
 
 
 def _prefixes(state: Mapping[str, Tensor], depth: int = 3) -> list[str]:
@@ -145,29 +136,20 @@ def _prefixes(state: Mapping[str, Tensor], depth: int = 3) -> list[str]:
     return [prefix for prefix, so_far in zip(prefixes, names, strict=True) if so_far <= MOST_NAMES]
 
 
-def _built(family: type[Backbone], variant: str, taps: tuple[str, ...], in_channels: int) -> Shapes:
+def _built(family: type[Backbone], variant: str, options: Options) -> Shapes:
     with torch.device("meta"):
-        return _shapes(family(variant, in_channels, taps))
-
-
-def is_tap_norm(key: str) -> bool:
-    """Whether one of our names is of a norm behind a tap, which is no part of a variant."""
-    return key.startswith(f"{TAP_NORMS}.")
-
-
-def is_place_of_tap(key: str) -> bool:
-    """Whether one of our names is of the number that says where in its stage a tap is, which is no weight."""
-    return stage_number(key) >= 0 and key.split(".")[2:] == [BLOCKS_BEHIND_TAP]
-
-
-def _is_of_variant(key: str) -> bool:
-    return not is_tap_norm(key) and not is_place_of_tap(key)
+        return _shapes(family(variant, options))
 
 
 def _shapes(backbone: Backbone) -> Shapes:
-    return {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items() if _is_of_variant(key)}
+    state = backbone.state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items() if _is_of_variant(key, type(backbone))}
 
 
-def _shapes_of(converted: Converted) -> Shapes:
+def _shapes_of(converted: Converted, family: type[Backbone]) -> Shapes:
     placed = converted.placed.items()
-    return {ours: tuple(sources[0][1].shape) for ours, sources in placed if _is_of_variant(ours)}
+    return {ours: tuple(sources[0][1].shape) for ours, sources in placed if _is_of_variant(ours, family)}
+
+
+def _is_of_variant(key: str, family: type[Backbone]) -> bool:
+    return not family.is_extra(key) and not family.is_setting(key)

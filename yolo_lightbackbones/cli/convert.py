@@ -51,8 +51,7 @@ def convert(
             net = models.build(config, model, channels)
             backbone = models.backbone_of(net, model)
             report = _load(backbone, weights, strict=not partial)
-            for stage in backbone.stages:
-                stage.blocks_behind_tap = 0  # a model built from a YAML, as by every training, has the authors' taps
+            backbone.load_settings({})  # a model built from a YAML, as by every training, has the authors' taps
             report = dataclasses.replace(report, loaded=tuple(k for k in report.loaded if k in backbone.state_dict()))
             _write_checkpoint(net, output)
     if as_json:

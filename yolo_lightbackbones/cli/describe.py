@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does witho
 def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     """A backbone alone, for an image of this height and width."""
     backbone, figures = target.module, target.figures
-    costs = target.count(size, _stage_names(backbone))
+    costs = target.count(size, _part_names(backbone))
     return {
         "name": target.name,
         "kind": target.kind,
@@ -38,7 +38,7 @@ def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     net = target.module
     place, backbone = _find_backbone(net)
     rows = [f"model.{number}" for number in range(len(net.model))]
-    stages = [] if backbone is None else _stage_names(backbone, f"{place}.")
+    stages = [] if backbone is None else _part_names(backbone, f"{place}.")
     costs = target.count(size, [*rows, *stages])
     described = _rows(net, costs)
     return {
@@ -81,42 +81,33 @@ def _used_backbone(net: Any, place: str, backbone: Backbone, costs: Costs, size:
     }
 
 
-def _stage_names(backbone: Backbone, prefix: str = "") -> list[str]:
-    stages = [f"{prefix}stem", *(f"{prefix}stages.{number}" for number in range(len(backbone.stages)))]
-    return [*stages, *_tap_norm_names(backbone, prefix)]
-
-
-def _tap_norm_names(backbone: Backbone, prefix: str) -> list[str]:
-    return [f"{prefix}tap_norms.{tap}" for tap in backbone.tap_norms]
+def _part_names(backbone: Backbone, prefix: str = "") -> list[str]:
+    return [f"{prefix}{part.path}" for part in backbone.parts()]
 
 
 def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str = "") -> list[dict[str, Any]]:
-    """Stem and stages, shallow to deep, and the norms behind the taps as one."""
-    from yolo_lightbackbones.backbone import Stage
-
+    """The parts of a backbone in the order of the image; those of one title are one."""
     taps = dict(zip(backbone.reductions, backbone.taps, strict=True))
-    stem = costs.parts[f"{prefix}stem"]
-    _, channels, height, _ = stem.output or (None, None, None, None)
-    reduction = None if height is None else size[0] // height
-    found = [
-        {"name": "stem", "blocks": None, "channels": channels, "reduction": reduction, "tap": None, **_numbers(stem)}
-    ]
-    for number, stage in enumerate(backbone.stages):
-        assert isinstance(stage, Stage)
-        found.append(
-            {
-                "name": f"stage {number + 1}",
-                "blocks": len(stage.blocks),
-                "channels": stage.channels,
-                "reduction": stage.reduction,
-                "tap": taps.get(stage.reduction),
-                **_numbers(costs.parts[f"{prefix}stages.{number}"]),
-            }
-        )
-    if norms := [_numbers(costs.parts[name]) for name in _tap_norm_names(backbone, prefix)]:
-        sums = {key: sum(norm[key] for norm in norms) for key in norms[0]}
-        found.append({"name": "tap norms", "blocks": None, "channels": None, "reduction": None, "tap": None, **sums})
-    return found
+    found: dict[str, dict[str, Any]] = {}
+    for part in backbone.parts():
+        cost = costs.parts[f"{prefix}{part.path}"]
+        if part.title in found:
+            for key, value in _numbers(cost).items():
+                found[part.title][key] += value
+            continue
+        channels, reduction = part.channels, part.reduction
+        if not found and channels is None:  # what the image becomes first
+            _, channels, height, _ = cost.output or (None, None, None, None)
+            reduction = None if height is None else size[0] // height
+        found[part.title] = {
+            "name": part.title,
+            "blocks": part.blocks,
+            "channels": channels,
+            "reduction": reduction,
+            "tap": None if part.reduction is None else taps.get(part.reduction),
+            **_numbers(cost),
+        }
+    return list(found.values())
 
 
 def _numbers(cost: Cost) -> dict[str, Any]:
@@ -125,13 +116,12 @@ def _numbers(cost: Cost) -> dict[str, Any]:
 
 def _input(backbone: Backbone) -> dict[str, Any]:
     """What happens to an RGB image in 0..1 inside this backbone before the stem."""
-    from yolo_lightbackbones.backbone import InputNorm
+    from yolo_lightbackbones.input_norm import InputConvention
 
-    norm = backbone.input_norm
-    if not isinstance(norm, InputNorm):
+    convention = backbone.applied_convention()
+    if convention == InputConvention():
         return {"order": "as given", "mean": None, "std": None}
-    convention = backbone.input_convention
-    return {"order": "bgr" if norm.bgr else "rgb", "mean": convention.mean, "std": convention.std}
+    return {"order": "bgr" if convention.bgr else "rgb", "mean": convention.mean, "std": convention.std}
 
 
 def _rows(net: Any, costs: Costs) -> list[dict[str, Any]]:

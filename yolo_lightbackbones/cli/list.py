@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,21 +102,13 @@ def _measured(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[st
 
 
 def _with_all_taps(cls: type[Backbone], short: str) -> Backbone:
-    """A variant without memory; somebody else's family need not have all of our taps."""
+    """A variant without memory, with all the taps that it offers."""
     import torch
 
-    from yolo_lightbackbones.backbone import TAPS
+    from yolo_lightbackbones.backbone import Options
 
     with torch.device("meta"):
-        try:
-            return cls(short, taps=TAPS)
-        except ValueError:
-            offered = []
-            for tap in TAPS:
-                with contextlib.suppress(ValueError):
-                    cls(short, taps=(tap,))
-                    offered.append(tap)
-            return cls(short, taps=offered)
+        return cls(short, Options(taps=None))
 
 
 def _weights(cls: type[Backbone], short: str) -> dict[str, Any]:

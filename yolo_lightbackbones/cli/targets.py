@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.cli.common import UserError, check_image_size
 from yolo_lightbackbones.configs import finding
@@ -105,7 +106,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
 
 def _channels(config: dict[str, Any], text: str) -> int:
     channels = config.get("channels") or 3
-    if not isinstance(channels, int) or isinstance(channels, bool) or not 1 <= channels <= MOST_CHANNELS:
+    if not is_whole(channels) or not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
             f"{text}: channels is {quoted(channels)}; it must be a whole number above 0 and at most {MOST_CHANNELS}."
         )
@@ -117,7 +118,7 @@ def _variant(name: str, empty: bool) -> Target:
 
     try:
         with _device(empty):
-            backbone = create_backbone(name).eval()
+            backbone = create_backbone(name, taps=None).eval()
     except ValueError as error:
         raise UserError(
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
@@ -127,6 +128,7 @@ def _variant(name: str, empty: bool) -> Target:
 
 
 def _file(path: Path, empty: bool) -> Target:
+    from yolo_lightbackbones.backbone import Options
     from yolo_lightbackbones.checkpoints import engine, files, identify
     from yolo_lightbackbones.checkpoints.errors import UltralyticsCheckpointError
 
@@ -153,7 +155,7 @@ def _file(path: Path, empty: bool) -> Target:
     )
     where = f", in the part of a larger model called {found.prefix!r}" if found.prefix else ""
     with _device(empty):
-        backbone = found.variants[0].family(found.variants[0].short_name).eval()
+        backbone = found.variants[0].family(found.variants[0].short_name, Options(taps=None)).eval()
     return _backbone(str(found.variants[0]), "weights", backbone, f"{path}: {verb} {names}{where}.")
 
 

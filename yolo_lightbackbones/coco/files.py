@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.messages import flow
 
 MAX_EXAMPLES = 5
@@ -75,14 +76,9 @@ def check_file(path: Path, what: str) -> None:
         raise FileNotFoundError(f"There is no {what} {path}.")
 
 
-def is_integer(value: object) -> TypeGuard[int]:
-    """Whether `value` is a whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_id(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number that numpy can hold, as pycocotools needs it."""
-    return is_integer(value) and abs(value) < 2**63
+    return is_whole(value) and abs(value) < 2**63
 
 
 def stem(file_name: object) -> str:
@@ -107,7 +103,7 @@ def is_number(value: object) -> bool:
 
 def is_side(value: object) -> TypeGuard[int]:
     """Whether `value` can be the width or height of an image."""
-    return is_integer(value) and 0 < value < MAX_COORDINATE
+    return is_whole(value) and 0 < value < MAX_COORDINATE
 
 
 def is_box(value: object) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from yolo_lightbackbones.coco.files import is_integer, is_number
+from yolo_lightbackbones.bounds import is_whole
+from yolo_lightbackbones.coco.files import is_number
 
 FAR = 1e5
 """Pixels. pycocotools walks along an outline step by step, and counts the steps in 32 bits."""
@@ -30,7 +31,7 @@ def is_rle(value: Any, height: int, width: int) -> bool:
             counts = decode(counts)
         except ValueError:
             return False
-    return isinstance(counts, list) and all(is_integer(n) and n >= 0 for n in counts) and sum(counts) == height * width
+    return isinstance(counts, list) and all(is_whole(n) and n >= 0 for n in counts) and sum(counts) == height * width
 
 
 def is_polygons(value: Any) -> bool:

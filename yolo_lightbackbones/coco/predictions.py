@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_integer, is_number, read_json, shortened, stem
+from yolo_lightbackbones.bounds import is_whole
+from yolo_lightbackbones.coco.files import Tally, as_id, is_box, is_number, read_json, shortened, stem
 from yolo_lightbackbones.coco.ground_truth import MAX_AREA, GroundTruth
 from yolo_lightbackbones.messages import flow, quoted
 
@@ -83,10 +84,10 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
     value = entry[region]
     checks = {
         "whose image_id is neither a whole number nor a text": (
-            is_integer(entry["image_id"]) or isinstance(entry["image_id"], str),
+            is_whole(entry["image_id"]) or isinstance(entry["image_id"], str),
             entry["image_id"],
         ),
-        "whose category_id is not a whole number": (is_integer(entry["category_id"]), entry["category_id"]),
+        "whose category_id is not a whole number": (is_whole(entry["category_id"]), entry["category_id"]),
         "whose score is not a finite number": (is_number(entry["score"]), entry["score"]),
         "whose file_name is no text": (isinstance(entry.get("file_name", ""), str), entry.get("file_name")),
     }
@@ -102,7 +103,7 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
             and isinstance(value.get("counts"), str)
             and isinstance(value.get("size"), list)
             and len(value["size"]) == 2
-            and all(map(is_integer, value["size"])),
+            and all(map(is_whole, value["size"])),
             value,
         )
     for what, (fine, seen) in checks.items():

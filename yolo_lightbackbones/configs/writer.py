@@ -12,7 +12,7 @@ from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.configs import finding
 from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
-from yolo_lightbackbones.messages import listed, quoted
+from yolo_lightbackbones.messages import flow, listed, quoted
 
 TASK_TITLES = {
     "detect": "object detection",
@@ -206,9 +206,5 @@ def _line(line: Line) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as Ultralytics' own YAMLs write it: quotes around modes alone."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_flow, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_flow(item)}' for key, item in value.items())}}}"
-    return '"nearest"' if value == "nearest" else str(value)
+    """A value as Ultralytics' own YAMLs write it: quotes around modes only."""
+    return flow(value, 1000).replace("nearest", '"nearest"')

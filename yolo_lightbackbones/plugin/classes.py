@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 import torch
-from torch import nn
 
-from yolo_lightbackbones import backbone, blocks, layers, registry
+from yolo_lightbackbones import moved, registry
 from yolo_lightbackbones.plugin.patching import Patches
 
 
@@ -21,13 +18,4 @@ def publish(patches: Patches, tasks: ModuleType) -> None:
     new = {name: cls for name, cls in registry.families().items() if not hasattr(tasks, name)}
     for name, cls in new.items():
         patches.publish(tasks, name, cls)
-    torch.serialization.add_safe_globals(list(_module_classes(new.values())))
-
-
-def _module_classes(families: Iterable[type[backbone.Backbone]]) -> Iterator[type[nn.Module]]:
-    """Every layer that a checkpoint with these families or with blocks may pickle."""
-    modules = [backbone, blocks, layers, *(sys.modules[cls.__module__] for cls in families)]
-    for module in modules:
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__:
-                yield cls
+    torch.serialization.add_safe_globals(moved.safe_globals(new.values()))

@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.plugin import exporting, models, parse_model, training
 from yolo_lightbackbones.plugin.patching import is_ours
 from yolo_lightbackbones.plugin.row import TAP
@@ -175,7 +174,7 @@ def _callbacks(package: Ultralytics) -> list[Seam]:
 
 def _names(package: Ultralytics) -> list[Seam]:
     found = []
-    names = {**registry.families(), **dict.fromkeys((TAP, *BLOCKS))}  # of the latter, none is put there
+    names = {**registry.families(), **dict.fromkeys((TAP, *registry.block_rows()))}  # of the latter, none is put there
     for name, cls in names.items():
         held = getattr(package.tasks, name, None)
         clash = hasattr(package.tasks, name) and held is not cls

@@ -10,7 +10,6 @@ from typing import Any
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone
-from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.bounds import LONGEST_TEXT, is_whole
 from yolo_lightbackbones.messages import flow, quoted
 from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, modules, parse
@@ -85,7 +84,8 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
     letters = _letters(module)
     if letters in map(_letters, families):
         return None
-    names = _OTHER_BLOCKS | {_letters(name).removesuffix("block") + end: name for name in BLOCKS for end in _ENDINGS}
+    ours = registry.block_rows()
+    names = _OTHER_BLOCKS | {_letters(name).removesuffix("block") + end: name for name in ours for end in _ENDINGS}
     return names.get(letters)
 
 

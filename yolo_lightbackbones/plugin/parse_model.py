@@ -8,12 +8,11 @@ from types import ModuleType
 from typing import Any
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.blocks import BLOCKS
 from yolo_lightbackbones.plugin import hints, parser, releases, rows
 from yolo_lightbackbones.plugin.patching import unpatched
 from yolo_lightbackbones.plugin.row import TAP
 
-NO_BLOCKS = f"no {', '.join(BLOCKS)} in model YAMLs"
+NO_BLOCKS = "no rows of blocks in model YAMLs"
 
 
 def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callable[[], None]) -> Callable[..., Any]:
@@ -30,13 +29,13 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
         if has_backbone := rows.names_backbone(d, families):
             d = rows.translate(d, ch, families)
             publish()
-        has_block = rows.names_block(d, BLOCKS)
+        has_block = rows.names_block(d, block_rows := registry.block_rows())
         parse = _parser_of_blocks(original, d) if has_block else original
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             try:
                 return parse(d, ch, *args, **kwargs)
             except KeyError as error:  # how the parser takes a module that it does not know
-                hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *BLOCKS])
+                hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *block_rows])
                 raise
 
     return parse_model
@@ -45,7 +44,7 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
 def misfit_of_blocks(parse_model: Callable[..., Any]) -> str | None:
     """Why this parser cannot be told about rows of blocks; None if it can."""
     try:
-        parser.with_rows(unpatched(parse_model), BLOCKS)
+        parser.with_rows(unpatched(parse_model), registry.block_rows())
     except parser.MisfitError as error:
         return f"parse_model {error}"
     return None
@@ -73,12 +72,13 @@ def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> C
     Raises:
         ConfigError: for a mistake in such a row, and where the parser does not fit.
     """
-    first = rows.check_blocks(config, BLOCKS)
+    block_rows = registry.block_rows()
+    first = rows.check_blocks(config, block_rows)
     try:
-        return parser.with_rows(original, BLOCKS)
+        return parser.with_rows(original, block_rows)
     except parser.MisfitError as error:
         raise first.error(
-            f"rows of {', '.join(BLOCKS)} are not available with Ultralytics {releases.version()}: its parse_model "
+            f"rows of {', '.join(block_rows)} are not available with Ultralytics {releases.version()}: its parse_model "
             f"{error}. Tested with {releases.TESTED_VERSIONS}; install that, or take another module for this row. "
             f"Everything else of yolo_lightbackbones works."
         ) from error

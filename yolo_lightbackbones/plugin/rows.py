@@ -2,7 +2,7 @@
 
 A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
 
-    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, 3, (P2, P3, P4, P5), None, auto, ...]]
+    [-1, 1, EdgeViT, [{n: xxs, s: xs}]]  ->  [-1, 1, EdgeViT, [edgevit_xxs, Options(...)]]
     [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
 
 Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
@@ -18,26 +18,18 @@ end.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import INIT_MODES, INPUT_NORM_MODES, TAP_NORM_MODES, TAPS, Backbone
-from yolo_lightbackbones.blocks import MOST_CHANNELS, BlockRow
+from yolo_lightbackbones.backbone import Backbone, Options
+from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.bounds import is_number, is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
+from yolo_lightbackbones.options import MOST_CHANNELS, ROW_OPTIONS
 from yolo_lightbackbones.plugin import hints, limits
 from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, parse
 
-MODES: Mapping[str, Collection[str]] = {
-    "input_norm": INPUT_NORM_MODES,
-    "init": INIT_MODES,
-    "tap_norm": TAP_NORM_MODES,
-}
-OPTIONS = ("drop_path_rate", *MODES)
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 """Option names that other projects use for published weights."""
 
@@ -68,36 +60,40 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
     variant, options = _backbone_args(backbone, families, config)
-    if isinstance(in_channels, int) and not 1 <= in_channels <= MOST_CHANNELS:
-        raise backbone.error(f"the image has {quoted(in_channels)} channels; from 1 to {MOST_CHANNELS} are taken.")
-    taps, channels = _offered_taps(backbone, family, variant, in_channels)
+    offered = _offered_taps(backbone, family, variant)
+    taps, channels = tuple(offered), tuple(offered.values())
 
     positions = {row.number: _tap_position(row, backbone, taps, channels) for row in rows[1:]}
     used = [position for position in positions.values() if position is not None]
     if not used:
         raise backbone.error(f"nothing uses this backbone. Add rows such as [0, 1, Tap, [{taps[-1]}]].")
 
-    # Stages behind the deepest tap that is used would be built, trained by nobody, and computed for nothing.
-    needed = taps[: max(used) + 1]
+    # Stages behind the deepest tap that is used would be built, trained by nobody, and computed for nothing, and taps
+    # that nobody uses would have norms that nobody trains.
+    needed, normed = taps[: max(used) + 1], [tap for number, tap in enumerate(taps) if number in used]
+    resolved = _resolve(backbone, family, options, in_channels=in_channels, taps=needed, normed_taps=normed)
     translated: list[list[Any]] = []
     for row in rows:
         position = positions.get(row.number)
         if row is backbone:
-            args = [variant, in_channels, needed, options.get("drop_path_rate"), options.get("input_norm", "auto")]
-            init = options.get("init", family.row_init)
-            normed = options.get("tap_norm", family.row_tap_norm) == "batch"
-            # A family with a constructor of its own may not know these; where nothing else is asked for, it need not.
-            if normed:  # the taps that nobody uses would have norms that nobody trains
-                args += [init, tuple(tap for number, tap in enumerate(taps) if number in used)]
-            elif init != "published":
-                args.append(init)
-            translated.append([row.source, row.repeats, row.module, args])
+            translated.append([row.source, row.repeats, row.module, [variant, resolved]])
         elif position is not None:
             translated.append([row.source, row.repeats, INDEX, [channels[position], position]])
         else:
             translated.append([row.source, row.repeats, row.module, row.args])
     split = len(as_list(config.get("backbone")))
     return {**config, "backbone": translated[:split], "head": translated[split:]}
+
+
+def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
+    """The options of a row and the defaults of its family, with what the model says of the image and the taps."""
+    options = {"init": family.row_init, **known, **given}
+    if options.pop("tap_norm", family.row_tap_norm) == "none":
+        del options["normed_taps"]
+    try:
+        return Options(**options)
+    except ValueError as error:
+        raise row.error(str(error)) from None
 
 
 def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> Row:
@@ -157,7 +153,7 @@ def _backbone_args(
     scale = _scale(row, config)
     if isinstance(wanted, Mapping):
         letters = {str(letter): value for letter, value in wanted.items()}
-        if unknown := [letter for letter in letters if letter in OPTIONS]:
+        if unknown := [letter for letter in letters if letter in ROW_OPTIONS]:
             raise row.error(
                 f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}]."
             )
@@ -211,16 +207,16 @@ def _options(row: Row) -> dict[str, Any]:
     options = row.args[1] if len(row.args) == 2 else {}
     if not isinstance(options, Mapping):
         raise row.error(
-            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(OPTIONS)}."
+            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(ROW_OPTIONS)}."
         )
     for name, value in options.items():
-        if name not in OPTIONS:
+        if name not in ROW_OPTIONS:
             hint = "" if name not in _WEIGHTS_OPTIONS else " Published weights come in with `lightbackbones convert`."
-            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(OPTIONS)}.")
-        if name == "drop_path_rate" and (not is_number(value) or not 0 <= value < 1):
-            raise row.error(f"drop_path_rate is {quoted(value)}; it must be a number, at least 0 and below 1.")
-        if name in MODES and value not in MODES[name]:
-            raise row.error(f"{name} is {quoted(value)}; it must be one of {', '.join(MODES[name])}.")
+            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(ROW_OPTIONS)}.")
+        try:
+            ROW_OPTIONS[name].check(name, value)
+        except ValueError as error:
+            raise row.error(str(error)) from None
     return dict(options)
 
 
@@ -255,42 +251,24 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(
-    row: Row, family: type[Backbone], variant: str, in_channels: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """All taps of a variant and their channels, from the backbone itself, built without memory.
+def _offered_taps(row: Row, family: type[Backbone], variant: str) -> dict[str, int]:
+    """Tap -> channels of all taps that a variant offers.
 
-    Building takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is
-    kept for as long as the class and the config of the variant are the same ones.
+    Asking takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is kept
+    for as long as the class and the config of the variant are the same ones.
     """
-    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant, in_channels)
+    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant)
     known = _known_taps.get(key)
     if known is None or known[0] is not config:
         try:
-            known = (config, *_probe_taps(family, variant, in_channels))
+            known = (config, family.offered_taps(variant))
         except ValueError as error:
             raise row.error(str(error)) from error
         _known_taps[key] = known
-    return known[1:]
+    return known[1]
 
 
-_known_taps: dict[tuple[type[Backbone], str, int], tuple[Any, tuple[str, ...], tuple[int, ...]]] = {}
-
-
-def _probe_taps(family: type[Backbone], variant: str, in_channels: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Build the backbone with all four taps, or with as many as a third-party family has, and ask it."""
-    refused: ValueError | None = None
-    for count in range(len(TAPS), 0, -1):
-        for taps in itertools.combinations(TAPS, count):
-            try:
-                with torch.device("meta"):
-                    backbone = family(variant, in_channels, taps)
-            except ValueError as error:
-                refused = refused or error
-            else:
-                return backbone.taps, backbone.out_channels
-    assert refused is not None
-    raise refused
+_known_taps: dict[tuple[type[Backbone], str], tuple[Any, dict[str, int]]] = {}
 
 
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:

@@ -7,7 +7,6 @@ another layer, and what fits by chance would arrive in a wrong place.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones.backbone import Backbone, InputNorm, Stage
+from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints import engine
 from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.layers import ConvNorm
@@ -84,15 +83,7 @@ def take_over_taps(target: nn.Module, source: nn.Module) -> None:
     for i in matching_rows(mine, theirs):
         ours, pretrained = mine[i], theirs[i]
         if isinstance(ours, Backbone) and isinstance(pretrained, Backbone):
-            for stage, other in zip(ours.stages, pretrained.stages, strict=False):
-                assert isinstance(stage, Stage)
-                assert isinstance(other, Stage)
-                if _shapes(stage) == _shapes(other):
-                    stage.blocks_behind_tap = other.blocks_behind_tap
-
-
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: param.shape for name, param in module.named_parameters()}
+            ours.copy_settings(pretrained)
 
 
 def matching_rows(target: Sequence[nn.Module], source: Sequence[nn.Module]) -> set[int]:
@@ -155,10 +146,11 @@ def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, w
     What an RGB model does to its image first (order of channels, mean, std) a model for other images does not do, so it
     goes into the weights: exactly, but for the border of zeros that convolutions pad with.
     """
-    name, conv = next((n, m) for n, m in theirs.stem.named_modules() if isinstance(m, nn.Conv2d))
-    module, _, layer = name.rpartition(".")
-    path = ".".join(part for part in (f"{prefix}stem", module) if part)
-    key = f"{path}.{layer}.weight" if layer else f"{path}.weight"
+    found = theirs.image_conv()
+    if found is None:
+        return
+    name, conv = found
+    key = f"{prefix}{name}.weight"
     if key not in chosen.tensors or key not in wanted:
         return
     weight, target = chosen.tensors[key], wanted[key]
@@ -171,14 +163,14 @@ def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, w
             f"and not of a fused model, can be adapted. Train from RGB weights, or train this layer from scratch."
         )
         return
-    norm = theirs.input_norm
-    rest, folded = copy.deepcopy(norm).fold_into(conv) if isinstance(norm, InputNorm) else (norm, conv)
+    rest, folded = theirs.fold_input()
     with torch.no_grad():
         chosen.tensors[key] = engine.adapt_channels(folded.weight.detach(), target, bgr=False)
         black = rest(folded.weight.new_zeros(1, 3, 1, 1)).flatten()  # what the rest of the norm makes of 0
         constant = (folded.weight.sum((2, 3)) * black).sum(1)
         constant = (constant if folded.bias is None else constant + folded.bias).detach()
-        parent = theirs.stem.get_submodule(module)
+        parent = theirs.get_submodule(name.rpartition(".")[0])
+        path = key.removesuffix(".conv.weight")
         if conv.bias is not None:
             chosen.tensors[f"{key.removesuffix('weight')}bias"] = constant
         elif isinstance(parent, ConvNorm):

@@ -7,12 +7,15 @@ map, bilinear, with aligned corners.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from yolo_lightbackbones import recording
 
 Axis = Literal[2, 3]
 """Along the height (2) or the width (3) of (B, C, H, W)."""
@@ -75,3 +78,24 @@ def symbolic_circular_conv(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
     shifts = places[None] - places[:, None] + x.shape[axis]  # j - i at [i, j], into the kernel written twice
     matrix = torch.cat((rows, rows), 1)[:, shifts if axis == 2 else shifts.t()]  # (C, L, L)
     return torch.matmul(matrix, x) if axis == 2 else torch.matmul(x, matrix)
+
+
+class CircularConv(recording.SizeBound):
+    """Global circular convolution along one axis, depthwise (2203.03952, section 3.1): (B, dim, H, W) -> the same.
+
+    Every position sees its whole row or column, and no border: the map is taken to go on with its other end.
+    """
+
+    def __init__(self, dim: int, length: int, axis: Axis) -> None:
+        super().__init__()
+        self.axis: Axis = axis
+        self.weight = nn.Parameter(torch.empty(dim, 1, *((length, 1) if axis == 2 else (1, length))))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # what a convolution of this shape starts with
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.any_size and recording.is_recording():
+            return symbolic_circular_conv(x, self.weight, self.axis)
+        return circular_conv(x, resize(self.weight, self.axis, int(x.shape[self.axis])), self.axis)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, length={max(self.weight.shape[2:])}, axis={'HW'[self.axis - 2]}"

@@ -1,0 +1,238 @@
+"""The skeleton that the families of this package share.
+
+    image (B, C, H, W) in 0..1 RGB -> input norm -> stem -> stages -> [P2, P3, P4, P5] -> tap norms
+
+A family derives from `StagedBackbone`, lists its variants, and builds a stem and stages; each `Stage` says what comes
+out of it, so that taps, channels and reductions are derived and never a second table.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from yolo_lightbackbones import fusion, layers
+from yolo_lightbackbones.backbone import Backbone
+from yolo_lightbackbones.input_norm import InputConvention, InputNorm
+from yolo_lightbackbones.inspection import Inspectable, Part
+from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.options import ROW_OPTIONS, Options
+from yolo_lightbackbones.tap_norms import TAP_NORMS, TapNorm, TapNorms
+
+BLOCKS_BEHIND_TAP = "blocks_behind_tap"
+"""Name of a stage's tap position in a state dict; the entry is there only if it is not 0."""
+
+
+class Stage(nn.Module):
+    """Optional downsampling, then blocks; says what comes out of it.
+
+    Args:
+        blocks: modules that keep (B, channels, H, W).
+        channels: channels of the output.
+        reduction: image side over output side, a power of two.
+        downsample: what goes from the previous stage to this one; None where the stem does it.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], *, channels: int, reduction: int, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reduction = reduction
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.blocks_behind_tap = 0
+        """How many of the last blocks the tap does not see. Not 0 where an implementation counts a stage's last blocks
+        to the downsampling behind it; see `checkpoints.rules.Layout`. A state dict has it where it is not 0."""
+
+    @property
+    def tap(self) -> str:
+        """What its feature map is called: P<k> for a reduction of 2^k."""
+        return f"P{self.reduction.bit_length() - 1}"
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the tap gives, and what the next stage gets."""
+        tapped = x = self.downsample(x)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number <= len(self.blocks) - self.blocks_behind_tap:
+                tapped = x
+        return tapped, x
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.blocks_behind_tap:
+            destination[prefix + BLOCKS_BEHIND_TAP] = torch.tensor(self.blocks_behind_tap, device="cpu")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Take the place of the tap from a state dict that has this stage; there, a missing one means 0."""
+        given = state_dict.pop(prefix + BLOCKS_BEHIND_TAP, None)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if given is not None or all(prefix + name in state_dict for name, _ in self.named_parameters()):
+            self.blocks_behind_tap = 0 if given is None else self.check_blocks_behind_tap(given)
+
+    def check_blocks_behind_tap(self, given: Tensor) -> int:
+        """The number in a state dict's `blocks_behind_tap`.
+
+        Raises:
+            ValueError: for anything but one whole number from 0 to the number of blocks.
+        """
+        integer = given.numel() == 1 and not given.is_floating_point() and not given.is_complex()
+        if not integer or not 0 <= int(given) <= len(self.blocks):
+            raise ValueError(
+                f"The weights have {quoted(given)} for {BLOCKS_BEHIND_TAP}; it must be one whole number from 0 to "
+                f"{len(self.blocks)}, how many of a stage's last blocks the tap does not see."
+            )
+        return int(given)
+
+
+class StagedBackbone(Backbone, fusion.Fusible):
+    """A backbone of a stem and stages; a family implements `build_stem` and `build_stages`.
+
+    Args:
+        variant: a short or full variant name (`"xxs"`, `"edgevit_xxs"`), or a config of the family.
+        options: how it is built. They can be given by name, too: `EdgeViT("xxs", taps=("P3",))`.
+
+    Raises:
+        TypeError: for an unknown option, and for options given both ways.
+        ValueError: for an unknown variant, a tap that is not on offer, and for a value that `Options` refuses.
+    """
+
+    def __init__(self, variant: Any, options: Options | None = None, **named: Any) -> None:
+        super().__init__()
+        options = Options.of(options, named)
+        config = self.variants[self.resolve_variant(variant)] if isinstance(variant, str) else variant
+        rate = getattr(config, "drop_path_rate", 0.0) if options.drop_path_rate is None else options.drop_path_rate
+        ROW_OPTIONS["drop_path_rate"].check("drop_path_rate", rate)
+
+        prepared = options.input_norm == "auto" and options.in_channels == 3
+        convention = self.input_convention if prepared else InputConvention()
+        self.input_norm: nn.Module = nn.Identity() if convention == InputConvention() else InputNorm(convention)
+        # Registered before the stages: Ultralytics reads the number of image channels off the first parameter it finds.
+        self.stem = self.build_stem(config, options.in_channels)
+        self.stages = nn.ModuleList(_needed(self.build_stages(config, rate), options.taps))
+        offered = {stage.tap: stage.channels for stage in self._stages()}
+        self.set_taps(offered, options)
+
+        if options.init == "scratch":
+            layers.init_for_scratch(self)
+        else:
+            self.init_as_published()
+        self.tap_norms = TapNorms({tap: TapNorm(offered[tap]) for tap in self.taps if tap in options.normed_taps})
+
+    def build_stem(self, config: Any, in_channels: int) -> nn.Module:
+        """From the normalised image to the input of the first stage; its first parameter is a convolution's weight."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement build_stem().")
+
+    def build_stages(self, config: Any, drop_path_rate: float) -> Iterator[Stage]:
+        """Yield the stages shallow to deep, each built only when asked for."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement build_stages().")
+
+    def init_as_published(self) -> None:
+        """Draw the random weights as the authors do, where the layers' own constructors have not done so."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.check_size(x)
+        x = self.stem(self.input_norm(x))
+        features = []
+        for stage in self._stages():
+            tapped, x = stage(x)
+            if stage.tap in self.taps:
+                features.append(self.tap_norms.norm(stage.tap, tapped))
+        return features
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if TAP_NORMS not in self._modules:  # pickled before there were any
+            self.tap_norms = TapNorms()
+
+    def _stages(self) -> Iterator[Stage]:
+        return (cast(Stage, stage) for stage in self.stages)
+
+    # --- folding ------------------------------------------------------------------------------------------------------
+
+    def folds(self) -> list[nn.Module]:
+        return [*self.input_norm.modules(), self._first_conv()[1], *self.tap_norms.modules()]
+
+    def fold(self) -> StagedBackbone:
+        if isinstance(self.input_norm, InputNorm):
+            name, conv = self._first_conv()
+            self.input_norm, conv = self.input_norm.fold_into(conv)
+            self.set_submodule(name, conv)
+        self.tap_norms.fold()
+        return self
+
+    def _first_conv(self) -> tuple[str, nn.Conv2d]:
+        found = self.image_conv()
+        assert found is not None, "a stem begins with a convolution"
+        return found
+
+    # --- what tables, transfers and checkpoints ask -------------------------------------------------------------------
+
+    def fold_input(self) -> tuple[nn.Module, nn.Conv2d]:
+        norm, (_, conv) = self.input_norm, self._first_conv()
+        return copy.deepcopy(norm).fold_into(conv) if isinstance(norm, InputNorm) else (norm, conv)
+
+    def applied_convention(self) -> InputConvention:
+        norm = self.input_norm
+        return replace(self.input_convention, bgr=norm.bgr) if isinstance(norm, InputNorm) else InputConvention()
+
+    def parts(self) -> list[Part]:
+        """Stem and stages, shallow to deep, and the norms behind the taps."""
+        stages = [
+            Part(f"stages.{number}", f"stage {number + 1}", len(stage.blocks), stage.channels, stage.reduction)
+            for number, stage in enumerate(self._stages())
+        ]
+        return [Part("stem", "stem"), *stages, *(Part(f"{TAP_NORMS}.{tap}", "tap norms") for tap in self.tap_norms)]
+
+    @classmethod
+    def stage_of(cls, name: str) -> int:
+        match = re.match(r"stages\.([0-9]{1,3})(\.|$)", name)
+        return int(match[1]) if match else -1
+
+    @classmethod
+    def is_setting(cls, name: str) -> bool:
+        return cls.stage_of(name) >= 0 and name.split(".")[2:] == [BLOCKS_BEHIND_TAP]
+
+    @classmethod
+    def is_extra(cls, name: str) -> bool:
+        return name.startswith(f"{TAP_NORMS}.")
+
+    def is_unbuilt(self, name: str) -> bool:
+        return self.stage_of(name) >= len(self.stages)
+
+    def check_setting(self, name: str, value: Tensor) -> None:
+        cast(Stage, self.stages[self.stage_of(name)]).check_blocks_behind_tap(value)
+
+    def load_settings(self, settings: Mapping[str, Tensor], blocks_behind_tap: int = 0) -> None:
+        for number, stage in enumerate(self._stages()):
+            given = settings.get(f"stages.{number}.{BLOCKS_BEHIND_TAP}")
+            is_last = stage.reduction == self.size_divisibility
+            default = 0 if is_last else blocks_behind_tap
+            stage.blocks_behind_tap = default if given is None else stage.check_blocks_behind_tap(given)
+
+    def copy_settings(self, other: Inspectable) -> None:
+        if isinstance(other, StagedBackbone):
+            for mine, theirs in zip(self._stages(), other._stages(), strict=False):
+                if _shapes(mine) == _shapes(theirs):
+                    mine.blocks_behind_tap = theirs.blocks_behind_tap
+
+
+def _needed(stages: Iterator[Stage], taps: Sequence[str] | None) -> list[Stage]:
+    """Build stages until the last of these taps is there; all of them for None."""
+    built: list[Stage] = []
+    for stage in stages:
+        built.append(stage)
+        if taps is not None and set(taps) <= {stage.tap for stage in built}:
+            break
+    return built
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: param.shape for name, param in module.named_parameters()}
