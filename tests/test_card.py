@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 from ultralytics import YOLO
 
-from yolo_lightbackbones import Backbone, Stage, create_backbone, list_backbones, load_weights, registry
+from yolo_lightbackbones import Backbone, Stage, StagedBackbone, create_backbone, list_backbones, load_weights, registry
 from yolo_lightbackbones.backbones.repvit import RepViT
 from yolo_lightbackbones.card import Card, Figures, Release
 from yolo_lightbackbones.checkpoints import identify, releases, rules
@@ -75,7 +75,7 @@ def family(
     attributes: dict[str, Any] = {"family": name, "variants": dims or {"n": 8, "s": 12}}
     if card is not None:
         attributes["card"] = card
-    cls = type(class_name, (Backbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
+    cls = type(class_name, (StagedBackbone,), attributes | {"build_stem": build_stem, "build_stages": build_stages})
     globals()[class_name] = cls  # checkpoints look it up by its module
     return cls
 

@@ -112,7 +112,7 @@ def test_it_is_a_module_of_model_yamls(tmp_path: Path) -> None:
 
 def test_a_tap_that_it_does_not_offer_names_the_row(tmp_path: Path) -> None:
     config = {"yaml_file": "my.yaml", "backbone": [[-1, 1, "Direct", ["a"]], [0, 1, "Tap", ["P2"]]], "head": []}
-    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 1 .*Direct has no tap P2\. Allowed, one of: P3, P4\."):
+    with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Direct has no tap P2\. Allowed, one of: P3, P4\."):
         rows.translate(config, 3, registry.families())
 
 
