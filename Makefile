@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 export YOLO_AUTOINSTALL := false # Ultralytics otherwise installs packages in the middle of a run
 
-.PHONY: help setup demo test check audit format cfg docs bench export-matrix clean
+.PHONY: help setup demo test coverage check audit format cfg docs bench export-matrix clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -24,6 +24,9 @@ demo: $(READY) ## Train, validate, export and run a detector, in minutes and wit
 
 test: check ## Everything CI runs: lint, types and the whole test suite, which builds the documentation as well
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+coverage: $(READY) ## The whole test suite again, and which lines of the package it never runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --cov --cov-report=term-missing
 
 check: $(READY) ## Lint, types, and dangerous calls
 	$(BIN)/ruff check .
@@ -53,4 +56,4 @@ export-matrix: $(READY) ## Every family in every edge format: accuracy, errors a
 	$(BIN)/python benchmarks/exports.py --train
 
 clean: ## Remove the environment and everything that runs left behind
-	rm -rf $(VENV) .export runs site dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .coverage .coverage.* .export runs site dist build .mypy_cache .ruff_cache .pytest_cache

@@ -136,7 +136,7 @@ def litert(model: nn.Module, x: Tensor, folder: Path) -> tuple[Path, Run]:
     def run(x: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(source, x)
         interpreter.invoke()
-        return interpreter.get_tensor(target)
+        return np.asarray(interpreter.get_tensor(target))
 
     return file, run
 

@@ -132,7 +132,8 @@ def _backend(file: Path) -> Callable[[Any], Any]:
     import torch
     from ultralytics.nn.autobackend import AutoBackend
 
-    return AutoBackend(str(file), device=torch.device("cpu"))
+    backend: Callable[[Any], Any] = AutoBackend(str(file), device=torch.device("cpu"))
+    return backend
 
 
 def _simulated(onnx_file: Path, names: dict[int, str]) -> Any:

@@ -82,7 +82,7 @@ def classifier(family: str, digits: Path, folder: Path) -> Path:
         yolo = Path(sysconfig.get_path("scripts")) / "yolo"
         options = [f"{key}={value}" for key, value in {**CLASSIFY, "project": folder, "name": name}.items()]
         quiet = ["workers=0", "amp=False", "plots=False", "exist_ok=True"]
-        command = [yolo, "classify", "train", f"model={name}.yaml", f"data={digits}", *options, *quiet]
+        command = [str(yolo), "classify", "train", f"model={name}.yaml", f"data={digits}", *options, *quiet]
         subprocess.run(command, check=True, env={**os.environ, "YOLO_AUTOINSTALL": "false"})
         finished.touch()
     return best
@@ -113,7 +113,7 @@ def detect(run: Row, *, data: str, best: Path, folder: Path) -> Row:
     detector.train(data=data, project=str(folder), name=name, pretrained=weights, **settings, **quiet)
     last = folder / name / "weights" / "last.pt"
     options = {"imgsz": DETECT["imgsz"], "plots": False, "verbose": False, "workers": 0, "exist_ok": True}
-    found = {}
+    found: dict[str, float] = {}
     for split, prefix in (("val", "val_"), ("test", "")):
         metrics = YOLO(last).val(data=data, project=str(folder), name=f"{name}-{split}", split=split, **options)
         found |= {f"{prefix}map50": metrics.box.map50, f"{prefix}map": metrics.box.map}

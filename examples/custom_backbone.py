@@ -4,7 +4,8 @@
     python examples/custom_backbone.py --scale s --imgsz 640
 
 The family is the class below, about 30 lines. Registered, its class name is a module of model YAMLs, with taps, scale
-letters, options, folding and error messages like those of the families that come with the package.
+letters, options, folding and error messages like those of the families that come with the package. Its card tells the
+`lightbackbones` command about it.
 
 `@register_backbone` works wherever this file has been imported. Training needs more: `yolo` is a program of its own,
 every worker of multi-GPU training is a fresh interpreter, and `best.pt` names the class by its module. So put the file
@@ -39,6 +40,7 @@ from yolo_lightbackbones import (
     register,
     register_backbone,
 )
+from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import ConvNorm, DropPath, drop_path_rates
 
@@ -73,6 +75,10 @@ class PlainNet(StagedBackbone):
         "s": PlainNetConfig(dims=(32, 64, 128, 256), depths=(1, 2, 4, 1)),
     }
     input_convention = IMAGENET  # what input_norm="auto" does to RGB in 0..1
+    card = Card(
+        title="PlainNet",
+        letters={"n": "n", "s": "s"},  # `lightbackbones new -b plainnet`: scale letter -> variant
+    )
 
     def build_stem(self, config: PlainNetConfig, in_channels: int) -> nn.Module:
         dim = config.dims[0]

@@ -7,6 +7,7 @@ command line, which is all that the `yolo` script does before it reads its argum
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.abc
 import importlib.util
 import json
@@ -22,7 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+import forking
+from places import REPOSITORY
 
 PROGRAMS = ("yolo", "lightbackbones", "python", "pip", "make", "jupyter")
 INSTALLERS = ("pip", "make")
@@ -201,6 +203,13 @@ CHECKS = {"make": _make, "pip": _pip, "python": _python, "lightbackbones": _ligh
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
+QUIET = {
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",  # NCNN's threads otherwise wait at full speed
+}
+"""Variables of every command, and of the process that it is forked off."""
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -212,22 +221,42 @@ class Installation:
     """The stock script, of whichever environment."""
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def write_commands(self, folder: Path) -> Path:
-        """A folder for PATH whose commands add APPENDED to their words and start the real ones."""
+    def write_commands(self, folder: Path, socket: str) -> Path:
+        """A folder for PATH whose commands add APPENDED to their words and have the real ones run (`forking.py`)."""
         folder.mkdir()
         real = {
-            "yolo": [self.python, self.yolo],
-            "lightbackbones": [self.python, self.scripts / "lightbackbones"],
-            "python": [self.python],
+            "yolo": [self.yolo],
+            "lightbackbones": [self.scripts / "lightbackbones"],
+            "python": [],
         }
+        python = shlex.quote(str(self.python))
+        client = shlex.join(map(str, [self.python, "-I", "-S", Path(forking.__file__), "run", socket]))
         for program, start in real.items():
             cases = "".join(
                 f'*" {word} "*) set -- "$@" {more} ;;\n' for (name, word), more in APPENDED.items() if name == program
             )
-            script = f'#!/bin/sh\ncase " $1 $2 " in\n{cases}esac\nexec {shlex.join(map(str, start))} "$@"\n'
+            script = (
+                f'#!/bin/sh\ncase " $1 $2 " in\n{cases}esac\n'
+                f'[ {program} = python ] && case "$1" in -*) exec {python} "$@" ;; esac\n'
+                f'exec {client} {shlex.join(map(str, start))} "$@"\n'
+            )
             (folder / program).write_text(script)
             (folder / program).chmod(0o755)
         return folder
+
+
+@contextlib.contextmanager
+def forking_server(installation: Installation, folder: Path) -> Iterator[str]:
+    """The address of a process that forks the commands of this installation."""
+    address = str(folder / "commands")
+    start = [str(installation.python), forking.__file__, "serve", address]
+    variables = {**installation.variables, **QUIET}
+    with subprocess.Popen(start, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin
+        assert server.stdout
+        assert server.stdout.readline() == "ready\n"
+        yield address
+        server.stdin.close()
 
 
 def run(block: Block, folder: Path, environment: Mapping[str, str]) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY, SHARED
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_lightbackbones_settings_")
 
-pytest.register_assert_rewrite("contract")  # its assertions tell what they saw, as those of test files do
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / "shared"
+pytest.register_assert_rewrite(
+    "coco_folder", "coco_numbers", "contract", "edge_exports"
+)  # their assertions tell what they saw, too
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which draw as well

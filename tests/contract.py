@@ -107,8 +107,10 @@ class FamilyContract:
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """`variant` is every variant. `fused_variant` as well, the large ones marked as slow and in single precision
-        only: they have the blocks of the small ones, and double precision takes up to half a minute each.
+        """Make `variant` and `fused_variant` every variant, with the large ones of the latter marked as slow.
+
+        Those are folded in single precision only: they have the blocks of the small ones, and double precision takes up
+        to half a minute each.
         """
         if "variant" in metafunc.fixturenames:
             metafunc.parametrize("variant", list(self.expected))

@@ -1,4 +1,4 @@
-"""A wheel of this checkout, and new environments to install it into, without network."""
+"""A wheel and a source archive of this checkout, and new environments to install it into, without network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 
 def pip(*arguments: str, cwd: Path) -> None:
@@ -22,6 +22,15 @@ def build_wheel(folder: Path) -> Path:
     """The wheel of this checkout, built without network and without an isolated environment."""
     pip("wheel", str(REPOSITORY), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), cwd=folder)
     (built,) = folder.glob("*.whl")
+    return built
+
+
+def build_sdist(folder: Path) -> Path:
+    """The source archive of this checkout, which its build backend makes without network."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(folder)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = folder.glob("*.tar.gz")
     return built
 
 

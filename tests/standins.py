@@ -14,10 +14,7 @@ import numpy as np
 import published
 import torch
 import yaml
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-COCO = REPOSITORY.parent / "shared" / "data" / "coco"
-"""33 images of val2017 with their annotations, where they lie beside the checkout."""
+from places import COCO, REPOSITORY
 
 TINY = ("coco.yaml", "coco-pose.yaml", "DOTAv1.yaml", "data.yaml", "FILE.yaml", "bccd.yaml")
 PICTURES = ("picture.jpg", "street.jpg")

@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from places import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def transfer(learning: ModuleType) -> ModuleType:
 
 def imported(name: str) -> ModuleType:
     """A script of benchmarks/, which import each other by name."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -116,7 +115,7 @@ def test_the_readmes_have_the_accuracy(readme: str, learning: ModuleType) -> Non
         )
         for model in learning.MODELS
     }
-    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    lines = (REPOSITORY / readme).read_text(encoding="utf-8").splitlines()
     begin = next(i for i, line in enumerate(lines) if line.startswith("| YOLOv5n") and "BCCD" in line) + 2
     told = {}
     for name, *_, score in (line.strip("| ").split(" | ") for line in lines[begin : begin + len(found)]):
@@ -156,13 +155,13 @@ def exports(pages: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def exported() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((ROOT / "docs" / "exports.json").read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = json.loads((REPOSITORY / "docs" / "exports.json").read_text(encoding="utf-8"))
     return rows
 
 
 def test_the_matrix_has_the_results(exports: ModuleType, exported: list[dict[str, Any]]) -> None:
     """docs/exports.md is what the benchmark writes of docs/exports.json, and says which formats miss their limit."""
-    page = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "exports.md").read_text(encoding="utf-8")
     assert f"{exports.tables(exported)}\n\n<!-- matrix: end -->" in page
     assert {row["format"] for row in exported if exports.missed(row)} == {
         "openvino",
@@ -186,7 +185,7 @@ def test_the_readmes_have_the_largest_changes(readme: str, exported: list[dict[s
         found = [value for name in names for value in changes.get(name + option, ())]
         return [f"{max(found):.4f}"] if found else []
 
-    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    lines = (REPOSITORY / readme).read_text(encoding="utf-8").splitlines()
     end = next(i for i, line in enumerate(lines) if line.startswith("| CoreML"))
     begin = max(i for i in range(end) if lines[i].startswith("|---")) + 1
     ids = {"SavedModel": "saved_model", "PaddlePaddle": "paddle"}

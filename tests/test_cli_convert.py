@@ -14,8 +14,8 @@ import published
 import pytest
 import torch
 import yaml
-from conftest import SHARED
 from hostile import Call
+from places import SHARED
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result

@@ -21,6 +21,7 @@ from ultralytics.nn import tasks
 import yolo_lightbackbones
 from yolo_lightbackbones import plugin
 from yolo_lightbackbones.cli import app, diagnosis
+from yolo_lightbackbones.plugin import fit
 
 PACKAGE = Path(yolo_lightbackbones.__file__).resolve().parent
 
@@ -286,7 +287,12 @@ def test_tested_versions(version: str, tested: bool) -> None:
 def test_seams_tell_what_is_installed() -> None:
     installed = {seam.name: seam.installed for seam in plugin.seams()}
     rows = {f"module {name}" for name in ("Tap", "RepViTBlock", "LGLBlock", "ParCBlock", "ConvModBlock")}
-    assert {name for name, there in installed.items() if there is None} == {"ultralytics.nn.tasks.Index", *rows}
+    needed = {need.name for need in fit.OPTIONAL}
+    assert {name for name, there in installed.items() if there is None} == {
+        "ultralytics.nn.tasks.Index",
+        *rows,
+        *needed,
+    }
     assert all(there for there in installed.values() if there is not None)
     plugin.unregister()
     assert not any(seam.installed for seam in plugin.seams())

@@ -10,10 +10,9 @@ import published as published_code
 import pytest
 from typer.testing import CliRunner, Result
 
-from yolo_lightbackbones import published, registry
+from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbones.edgevit import EdgeViT
 from yolo_lightbackbones.backbones.repvit import RepViT
-from yolo_lightbackbones.checkpoints import sources
 from yolo_lightbackbones.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,22 +61,28 @@ def test_every_variant_has_its_published_counts() -> None:
 
 
 def test_published_figures_are_those_of_the_papers_and_nothing_else() -> None:
-    assert {name: figures.top1 for name, figures in published.FIGURES.items()} == {
+    figures = {f"{cls.family}_{short}": told for cls in registry.built_in() for short, told in cls.card.figures.items()}
+    assert {name: told.top1 for name, told in figures.items()} == {
         **{"edgevit_xxs": 74.4, "edgevit_xs": 77.5, "edgevit_s": 81.0, "parcnet_s": 78.6},
         **{"repvit_m0_6": 74.1, "repvit_m0_9": 79.1, "repvit_m1_0": 80.3},
         **{"repvit_m1_1": 81.2, "repvit_m1_5": 82.5, "repvit_m2_3": 83.7},
         **{"conv2former_n": 81.5, "conv2former_t": 83.2, "conv2former_s": 84.1, "conv2former_b": 84.4},
         **{"conv2former_l": 87.0},
     }
-    assert all(figures.source for figures in published.FIGURES.values())
-    assert set(published.WEIGHTS) == set(registry.list_backbones())
+    assert all(told.source for told in figures.values())
 
 
-def test_weights_that_can_be_downloaded() -> None:
-    downloads = {name for name, status in published.WEIGHTS.items() if status == "download"}
-    assert downloads == set(sources.SHORT_NAMES)
-    by_hand = {name.split("_")[0] for name in published.WEIGHTS if name not in downloads}
-    assert by_hand == set(sources.BY_HAND)
+def test_every_variant_says_where_its_weights_are() -> None:
+    status = {
+        f"{cls.family}_{short}": cls.card.weights_of(short) for cls in registry.built_in() for short in cls.variants
+    }
+    assert status == {
+        **dict.fromkeys(["edgevit_xxs", "edgevit_xs", "edgevit_s"], "none released"),
+        **{"parcnet_xs": "none listed", "parcnet_s": "by hand", "parcnet_h": "none listed"},
+        **dict.fromkeys([f"repvit_{short}" for short in ("m0_6", "m0_9", "m1_0", "m1_1", "m1_5", "m2_3")], "download"),
+        **dict.fromkeys([f"conv2former_{short}" for short in ("n", "t", "s", "b", "l", "b_k7")], "by hand"),
+    }
+    assert all(cls.card.by_hand for cls in registry.built_in() if not cls.card.releases)
 
 
 @pytest.fixture
@@ -96,6 +101,7 @@ def test_the_table() -> None:
     assert "@224" in result.stdout
     assert "ImageNet top-1 as published: github.com/THU-MIG/RepViT" in result.stdout
     assert "repvit_m0_9: 450 epochs, distilled" in result.stdout
+    assert "RepViT: arXiv 2307.09283, github.com/THU-MIG/RepViT (Apache-2.0)" in result.stdout
     assert "edgevit" not in result.stdout
     assert result.stderr == ""
 

@@ -51,6 +51,23 @@ def test_every_task(task: str, neck: str, head: str, tmp_path: Path) -> None:
     assert f"yolo {task} train model={file}" in result.output
 
 
+def test_the_commands_of_a_classifier_name_a_detector_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for backbone, written in (("repvit_m0_6", True), ("repvit", False)):
+        run("-b", backbone, "-t", "classify", "-o", f"{backbone}.yaml")
+        commands = [
+            line[2:] for line in Path(f"{backbone}.yaml").read_text().splitlines() if line.startswith("# light")
+        ]
+        assert ("lightbackbones new" in commands[0]) == written
+        assert f"--model yolov5_{backbone}.yaml --scale n" in commands[-1]
+        if written:
+            result = CliRunner().invoke(app, commands[0].split()[1:])
+            assert result.exit_code == 0, result.output
+            assert Path(f"yolov5_{backbone}.yaml").is_file()
+
+
 def test_levels_and_one_scale_alone(tmp_path: Path) -> None:
     file = tmp_path / "tiny.yaml"
     assert run("-b", "edgevit", "-n", "yolov8", "--taps", "p2, p3", "-s", "s", "-o", file).exit_code == 0

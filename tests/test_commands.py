@@ -19,12 +19,13 @@ an installed wheel. `COMMANDS_FROM=wheel` runs all of them on the wheel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,8 +201,23 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 Environment = Callable[[Installation], dict[str, str]]
 
 
+@pytest.fixture(scope="session")
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Installation], str]]:
+    """From an installation to the address of the process that forks its commands; each is started once."""
+    known: dict[Path, str] = {}
+    with contextlib.ExitStack() as servers:
+
+        def find(installation: Installation) -> str:
+            if installation.python not in known:
+                folder = tmp_path_factory.mktemp("server")
+                known[installation.python] = servers.enter_context(commands.forking_server(installation, folder))
+            return known[installation.python]
+
+        yield find
+
+
 @pytest.fixture
-def environment(tmp_path: Path) -> Environment:
+def environment(tmp_path: Path, server_of: Callable[[Installation], str]) -> Environment:
     """Makes the environment of processes that use an installation, with settings and data sets of this test."""
     pytest.importorskip("sklearn", reason="digits.yaml is drawn from scikit-learn's scans")
 
@@ -209,7 +225,7 @@ def environment(tmp_path: Path) -> Environment:
         settings = standins.write_settings(
             tmp_path / "settings", tmp_path / "datasets", tmp_path / "elsewhere" / "runs"
         )
-        shims = installation.write_commands(tmp_path / "bin")
+        shims = installation.write_commands(tmp_path / "bin", server_of(installation))
         # Ultralytics writes elsewhere where it finds that it is being tested
         tested = ("PYTEST", "GITHUB_")
         inherited = {key: value for key, value in installation.variables.items() if not key.startswith(tested)}
@@ -219,9 +235,7 @@ def environment(tmp_path: Path) -> Environment:
             "YOLO_CONFIG_DIR": str(settings),
             "YOLO_AUTOINSTALL": "false",
             "YOLO_OFFLINE": "true",
-            "MPLBACKEND": "Agg",
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "passive",  # NCNN's threads otherwise wait at full speed
+            **commands.QUIET,
         }
 
     return of

@@ -16,6 +16,7 @@ import torch
 import yaml
 from contract import randomise
 from operations import operations
+from places import REPOSITORY
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -24,8 +25,7 @@ from ultralytics.utils.torch_utils import get_flops
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.configs import finding
 
-ROOT = Path(__file__).resolve().parent.parent
-CFG = ROOT / "cfg"
+CFG = REPOSITORY / "cfg"
 YAMLS = {path.name: yaml.safe_load(path.read_text()) for path in sorted(CFG.glob("*.yaml"))}
 MODELS = [(name, letter) for name, config in YAMLS.items() if name.startswith("yolo") for letter in config["scales"]]
 CLASSIFIERS = [name for name in YAMLS if not name.startswith("yolo")]
@@ -83,7 +83,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
     """tools/make_cfg.py."""
-    spec = importlib.util.spec_from_file_location("make_cfg", ROOT / "tools" / "make_cfg.py")
+    spec = importlib.util.spec_from_file_location("make_cfg", REPOSITORY / "tools" / "make_cfg.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -303,3 +303,10 @@ def test_a_model_that_is_called_nearly_like_one_of_ours(name: str, said: str) ->
 @pytest.mark.parametrize("name", ["yolo11n.yaml", "yolo11n.pt", "best.pt", "", "repvit", "x" * 500 + "_repvit.yaml"])
 def test_other_names_are_none_of_our_business(name: str) -> None:
     assert finding.explain_missing(name) is None
+
+
+def test_part_of_a_familys_name_is_not_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "yolo11_repvit_wide.yaml").write_text("")
+    monkeypatch.setattr(finding, "config_dir", lambda: tmp_path)
+    assert finding.explain_missing("yolo11_widenet.yaml") is None
+    assert "Did you mean yolo11n_repvit_wide.yaml?" in str(finding.explain_missing("yolo11n-repvit-wide.yaml"))

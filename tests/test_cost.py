@@ -55,6 +55,22 @@ def test_by_hand(module: nn.Module, parameters: int, macs: int) -> None:
     assert (total.parameters, total.macs, total.flops) == (parameters, macs, 2 * macs)
 
 
+def test_attention_that_runs_on_the_cpu_is_counted_in_its_plain_form() -> None:
+    """Its fused kernel there is not one that every release of torch counts, so that the plain form has to run."""
+    fused: list[bool] = []
+
+    class DoubtfulAttention(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            assert float(x.sum()) == 0  # sends it to the CPU
+            fused.append(torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled())
+            return super().forward(x.contiguous(memory_format=torch.channels_last))  # the layout that it takes
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    assert cost.count(DoubtfulAttention(), (1, 3, 16, 12)).total.macs == 2 * (16 * 12) ** 2 * 3
+    assert fused == [False]
+    assert torch.backends.cuda.flash_sdp_enabled() is before
+
+
 def test_parts_and_their_outputs() -> None:
     inner = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.ReLU())
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), inner, nn.ReLU())

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from places import REPOSITORY
 
 import yolo_lightbackbones
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.plugin import rows
+from yolo_lightbackbones.plugin.row import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(
     [*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md"), *REPOSITORY.glob("examples/**/*.md")],
@@ -118,7 +119,7 @@ def test_explained_messages_are_those_of_the_code() -> None:
 def test_the_message_on_index_rows_is_what_such_a_row_gives() -> None:
     (shown,) = re.findall(r"^my\.yaml, (row 1 .+)$", (DOCS / "taps.md").read_text(encoding="utf-8"), re.MULTILINE)
     config = {"backbone": [[-1, 1, "EdgeViT", ["xxs"]], [0, 1, "Index", [64, 1]]], "head": []}
-    with pytest.raises(rows.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         rows.translate(config, 3, registry.families())
     assert str(error.value) == shown
 

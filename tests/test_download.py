@@ -18,8 +18,8 @@ import published
 import pytest
 import torch
 
-from yolo_lightbackbones.checkpoints import sources
-from yolo_lightbackbones.checkpoints.sources import Release
+from yolo_lightbackbones.card import Release
+from yolo_lightbackbones.checkpoints import releases, sources
 
 OFFICIAL = "https://github.com/THU-MIG/RepViT/releases/download/v1.0"
 
@@ -144,19 +144,19 @@ def released(server: Server, content: bytes, *, known: bool) -> Release:
     ],
 )
 def test_names(name: str, url: str) -> None:
-    assert sources.find_release(name).url == url
+    assert releases.find(name).url == url
 
 
 def test_every_repvit_variant_has_a_short_name() -> None:
     from yolo_lightbackbones import list_backbones
 
-    assert set(sources.SHORT_NAMES) == set(list_backbones("repvit"))
+    assert set(list_backbones("repvit")) <= set(releases.by_name())
 
 
 def test_timm_names_are_those_that_timm_has() -> None:
     timm = pytest.importorskip("timm")
     pretrained = set(timm.list_models("repvit_m*", pretrained=True))
-    ours = {name for name in sources.RELEASES if ".dist_" in name}
+    ours = {name for name in releases.by_name() if ".dist_" in name}
     first_version = {"repvit_m1.dist_in1k", "repvit_m2.dist_in1k", "repvit_m3.dist_in1k"}
     assert ours == pretrained - first_version
 
@@ -173,7 +173,7 @@ def test_timm_names_are_those_that_timm_has() -> None:
 )
 def test_names_without_an_address(name: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        sources.find_release(name)
+        releases.find(name)
 
 
 # --- downloading ------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_redirects_stay_where_they_may(server: Server, cache: Path) -> None:
     ],
 )
 def test_where_github_may_send_us(host: str, allowed: bool) -> None:
-    request = urllib.request.Request(sources.find_release("repvit_m0_9").url)
+    request = urllib.request.Request(releases.find("repvit_m0_9").url)
     arguments = (request, io.BytesIO(), 302, "Found", HTTPMessage(), f"https://{host}/file?token=1")
     if allowed:
         assert sources._WithinHosts().redirect_request(*arguments) is not None
@@ -340,11 +340,11 @@ def test_where_github_may_send_us(host: str, allowed: bool) -> None:
 
 
 def test_what_is_said_of_checksums_is_what_the_table_has() -> None:
-    for release in sources.RELEASES.values():
-        published = "published one" in release.assurance
+    for release in releases.by_name().values():
+        published = "published one" in sources.assurance(release)
         assert published == bool(release.sha256)
-        assert ("hub states" in release.assurance) == (release.repo_id is not None)
-        assert published or release.repo_id or "nobody has published" in release.assurance
+        assert ("hub states" in sources.assurance(release)) == (release.repo_id is not None)
+        assert published or release.repo_id or "nobody has published" in sources.assurance(release)
 
 
 # --- the Hugging Face hub ---------------------------------------------------------------------------------------------
@@ -405,4 +405,4 @@ def test_hub_needs_its_package(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(OSError, match=r"needs the package huggingface_hub.*pip install huggingface_hub"):
-        sources.fetch(sources.find_release("repvit_m0_9.dist_450e_in1k"))
+        sources.fetch(releases.find("repvit_m0_9.dist_450e_in1k"))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import subprocess
 import sys
 import types
 import zipfile
@@ -17,49 +14,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from edge_exports import IMGSZ, PATIENT, PICTURES, export, importable, run_without_torch, write_pictures
+from exact_runtimes import exact_openvino, single_threaded_ncnn
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-EDGE = Path(__file__).parents[1] / "examples" / "edge"
-IMGSZ = (96, 128)  # height, width: unequal, so that mixing them up shows
-# Height and width of pictures: enlarged and reduced, borders at the sides and above, even and odd ones.
-PICTURES = [(96, 128), (320, 320), (62, 203), (333, 100), (480, 641), (40, 50)]
-# ncnn's threads wait for one another at full speed; on a machine with other work that takes seconds for each picture.
-PATIENT = {"OMP_WAIT_POLICY": "passive"}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def edge_on_path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EDGE)
+    with importable():
         yield
-
-
-def export(architecture: str, folder: Path, **options: object) -> Path:
-    """An ONNX file of a network with random weights whose many boxes depend on the picture."""
-    import torch
-    from ultralytics import YOLO
-
-    torch.manual_seed(0)
-    model = YOLO(architecture, task="detect")
-    for name, branch in model.model.model[-1].named_children():
-        for level in (
-            branch if name.endswith(("cv2", "cv3")) else ()
-        ):  # boxes and classes; end-to-end heads have two each
-            torch.nn.init.normal_(level[-1].weight, std=0.3)
-            torch.nn.init.constant_(level[-1].bias, -5.0 if name.endswith("cv3") else 2.0)
-    # Fresh batch norms let the signal fade away on its way down, and with it every trace of the picture: let them
-    # normalise one batch of pictures, and keep its statistics.
-    for module in model.model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        coarse = torch.rand(16, 3, 6, 8)
-        model.model.train()(torch.nn.functional.interpolate(coarse, IMGSZ, mode="bicubic").clamp(0, 1))
-    model.model.eval().names = {i: f"kind {i}, a 'quoted' näme" for i in range(80)}
-    model.save(folder / "model.pt")
-    return Path(YOLO(folder / "model.pt").export(format="onnx", imgsz=IMGSZ, **options))
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +45,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for height, width in PICTURES:
-        coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
-        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{height}x{width}.png"), picture)
-    return folder
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("export_name", ["plain", "end_to_end"])
@@ -202,19 +164,6 @@ def test_a_picture_without_objects(pictures: Path) -> None:
     np.testing.assert_array_equal(draw(image, found, Blind.info), image)
 
 
-def run_without_torch(*args: object) -> str:
-    """What `detect.py` prints in a process where training's libraries cannot be imported."""
-    unimportable = dict.fromkeys(("torch", "torchvision", "ultralytics", "onnx", "yaml", "yolo_lightbackbones"))
-    code = f"import sys; sys.path.insert(0, {str(EDGE)!r}); sys.modules.update({unimportable})"
-    code += "; import detect; detect.main()"
-    command = [sys.executable, "-c", code, *map(str, args)]
-    # As bytes first: runtimes greet in whatever encoding they like.
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **PATIENT}
-    run = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
-    assert run.returncode == 0, run.stderr.decode(errors="replace")
-    return run.stdout.decode()
-
-
 def test_runs_without_torch_and_ultralytics(plain: Path, pictures: Path, tmp_path: Path) -> None:
     printed = run_without_torch(plain, pictures, "--out", tmp_path / "out")
     for source in pictures.iterdir():
@@ -224,6 +173,9 @@ def test_runs_without_torch_and_ultralytics(plain: Path, pictures: Path, tmp_pat
         assert after.shape == before.shape
         assert (after != before).any(), "boxes were drawn"
     assert "a 'quoted' n" in printed
+
+
+# --- other runtimes ---------------------------------------------------------------------------------------------------
 
 
 # By name: Ultralytics' format, and the packages that exporting and running it take.
@@ -287,7 +239,7 @@ def test_every_runtime_gives_the_boxes_of_yolo_predict(
     assert len(blocks) == len(PICTURES)
 
     if runtime == "openvino":
-        float32_openvino(monkeypatch)
+        exact_openvino(monkeypatch)
     if runtime == "ncnn":
         single_threaded_ncnn(monkeypatch)
     reference = YOLO(file, task="detect")
@@ -313,32 +265,6 @@ def test_opencv_refuses_exports_with_nms(plain: Path, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "nms.onnx")
     with pytest.raises(ValueError, match="nms=False"):
         runtimes.load(tmp_path / "nms.onnx", "opencv")
-
-
-def float32_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left alone, OpenVINO computes in bfloat16 where the CPU can, and `yolo predict` leaves it alone."""
-    import openvino
-
-    original = openvino.Core.compile_model
-
-    def compile_model(core: openvino.Core, model: Any, device_name: str, config: dict[str, Any]) -> Any:
-        return original(core, model, device_name, {**config, "INFERENCE_PRECISION_HINT": "f32"})
-
-    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
-
-
-def single_threaded_ncnn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PATIENT, for this process, whose OpenMP is long at work."""
-    import ncnn
-
-    original = ncnn.Net
-
-    def net() -> ncnn.Net:
-        made = original()
-        made.opt.num_threads = 1
-        return made
-
-    monkeypatch.setattr(ncnn, "Net", net)
 
 
 class FakeInterpreter:
@@ -414,220 +340,3 @@ def test_litert_layouts_and_integers(
     row = output[0, 0] if final else output[0, :, 0]
     np.testing.assert_allclose(row[:4], pixels[:4], atol=1e-4)
     np.testing.assert_array_equal(interpreter.answer, raw, "the interpreter's own memory is left alone")
-
-
-NAMES = [
-    "plain",
-    "",
-    " ends in blanks ",
-    "it's: a # 'trap', or not - [x]",
-    '"double" \\ back\\slash\\',
-    "yes",
-    "null",
-    "12",
-    "1.5",
-    "- item",
-    "{a: b}",
-    "two\nlines\n\nand a gap\n",
-    "tab\tbell\a\x85 \u2028 \ufeff",
-    "näme 猫 \U0001f600",
-    "word " * 60,
-    "no-blanks" * 40,
-    "it's long: " * 30,
-    "back\\slash\ttab " * 30,
-    "long\nlines " * 30,
-]
-
-
-def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
-    import metadata
-    from ultralytics.utils import YAML
-
-    values: dict[str, Any] = {
-        "description": "Trained on: names:\n0: nothing " * 20,
-        "date": "2026-01-01T00:00:00",
-        "stride": 32,
-        "task": "detect",
-        "imgsz": list(IMGSZ),
-        "names": dict(enumerate(NAMES)),
-        "args": {"batch": 1, "names": None, "nms": False},
-        "kpt_shape": [17, 3],
-        "channels": 3,
-        "end2end": False,
-    }
-    file = tmp_path / "metadata.yaml"
-    YAML.save(file, values)
-    assert YAML.load(file) == values
-    assert metadata.from_yaml(file) == {key: values[key] for key in metadata.KEYS}
-    assert metadata.from_yaml(tmp_path / "absent.yaml") == {}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "imgsz: [96, 128]",
-        "imgsz:\n- wide",
-        "channels: __import__('os')",
-        "names:\n- cat",
-        "names:\n  cat: 0",
-        "names:\n  0: 'open",
-        "names:\n  0: !!python/name:os.system",
-        'names:\n  0: "\\q"',
-    ],
-)
-def test_unknown_yaml_is_refused_and_not_guessed(text: str, tmp_path: Path) -> None:
-    import metadata
-
-    (tmp_path / "metadata.yaml").write_text(text)
-    key, _, _ = text.partition(":")
-    with pytest.raises(ValueError, match=f"damaged at '{key}'"):
-        metadata.from_yaml(tmp_path / "metadata.yaml")
-
-
-def test_metadata_of_onnx_without_onnx(plain: Path, tmp_path: Path) -> None:
-    import metadata
-    import onnx
-
-    assert metadata.from_onnx(plain) == {item.key: item.value for item in onnx.load(plain).metadata_props}
-    (tmp_path / "cut.onnx").write_bytes(plain.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="not an ONNX file"):
-        metadata.from_onnx(tmp_path / "cut.onnx")
-
-
-def test_metadata_of_older_tflite_files(tmp_path: Path) -> None:
-    import metadata
-
-    file = tmp_path / "model.tflite"
-    file.write_bytes(b"a flatbuffer")
-    assert metadata.from_zip(file) == {}
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr("labels.txt", str({"names": {0: "cat"}, "imgsz": [96, 128]}))
-    assert metadata.from_zip(file) == {"names": {0: "cat"}, "imgsz": [96, 128]}
-
-
-def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
-    import detect
-
-    monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, args)])
-    detect.main()
-
-
-def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import detect
-
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=r"a\.png could not be written: No space left on device\.$"):
-        detect.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "opencv"])
-def test_video(
-    runtime: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    video = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no video")
-    for level in (0, 100, 200):
-        writer.write(np.full((48, 64, 3), level, np.uint8))
-    writer.release()
-    cli(monkeypatch, plain, video, "--runtime", runtime, "--out", tmp_path / "out")
-    assert "3 frames" in capsys.readouterr().out
-    assert (tmp_path / "out" / "clip.mp4").stat().st_size > 0
-
-
-@pytest.fixture
-def folder(plain: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with a model, a picture, and text under the names of either."""
-    (tmp_path / "model.onnx").write_bytes(plain.read_bytes())
-    (tmp_path / "picture.png").write_bytes((pictures / "320x320.png").read_bytes())
-    for name in ("text.onnx", "text.jpg", "text.mp4"):
-        (tmp_path / name).write_text("no such thing")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("absent.onnx picture.png", "There is no model"),
-        ("text.onnx picture.png", "onnxruntime cannot load"),
-        ("text.jpg picture.png", "none of the model files"),
-        ("model.onnx absent.png", "There is no picture"),
-        ("model.onnx text.jpg", "not a picture that OpenCV can read"),
-        ("model.onnx text.mp4", "not a video that OpenCV can read"),
-        ("model.onnx text.onnx", "has no picture or video"),
-        ("model.onnx picture.png --runtime ncnn", "ncnn runs .param files"),
-        ("text.onnx picture.png --runtime opencv", "not an ONNX file"),
-        (". picture.png", "holds more than one model"),
-        ("model.onnx picture.png --out .", "would be overwritten"),
-        ("model.onnx . --out .", "would be overwritten"),
-    ],
-)
-def test_errors_are_one_clear_line(
-    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        cli(monkeypatch, *arguments.split())
-    assert exit_info.value.code == 1
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
-
-
-@pytest.mark.parametrize(
-    ("name", "modules", "package"),
-    [
-        ("model.onnx", "onnxruntime", "onnxruntime"),
-        ("model.xml", "openvino", "openvino"),
-        ("model.ncnn.param", "ncnn", "ncnn"),
-        ("model.mnn", "MNN", "MNN"),
-        ("model.tflite", "ai_edge_litert tflite_runtime", "ai-edge-litert"),
-    ],
-)
-def test_missing_runtime(
-    name: str,
-    modules: str,
-    package: str,
-    *,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for module in modules.split():
-        for loaded in [loaded for loaded in sys.modules if loaded.startswith(f"{module}.")]:
-            monkeypatch.delitem(sys.modules, loaded)
-        monkeypatch.setitem(sys.modules, module, None)
-    (folder / name).touch()
-    with pytest.raises(SystemExit):
-        cli(monkeypatch, name, "picture.png")
-    assert capsys.readouterr().err == f"error: Running {name} needs {package}: pip install {package}\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("m.xml", "openvino"), ("m.ncnn.param", "ncnn"), ("m.mnn", "MNN"), ("m.tflite", "ai_edge_litert.interpreter")],
-)
-def test_a_damaged_model(name: str, module: str, tmp_path: Path) -> None:
-    import runtimes
-
-    pytest.importorskip(module)
-    (tmp_path / name).write_text("no such thing")
-    if module == "ncnn":
-        with pytest.raises(FileNotFoundError, match=r"no .*m\.ncnn\.bin"):
-            runtimes.load(tmp_path)
-        (tmp_path / "m.ncnn.bin").touch()
-    with pytest.raises(ValueError, match=rf"cannot load .*{name}"):
-        runtimes.load(tmp_path)
-
-
-@pytest.mark.parametrize("option", [("--conf", "1.5"), ("--iou", "-1"), ("--conf", "high")])
-def test_shares_out_of_range(
-    option: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        cli(monkeypatch, "model.onnx", "picture.jpg", *option)
-    assert option[1] in capsys.readouterr().err

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from places import REPOSITORY
 from typer.testing import CliRunner
 
 from yolo_lightbackbones import create_backbone
 from yolo_lightbackbones.cli import app
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = REPOSITORY / "examples"
 
 

@@ -21,7 +21,8 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.modules.block import DFL
 
-from yolo_lightbackbones.plugin import exporting
+from yolo_lightbackbones.plugin import exporting, formats
+from yolo_lightbackbones.plugin.staging import Staging
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def finish(staging: exporting.Staging, files: dict[str, str]) -> None:
+def finish(staging: Staging, files: dict[str, str]) -> None:
     """An export that writes these files."""
     with staging.step(last=True):
         write(staging.file.parent, files)
@@ -125,12 +126,12 @@ def test_cut_off_weights_of_ncnn_are_found(tmp_path: Path) -> None:
     pytest.importorskip("ncnn")
     parameters = "7767517\n2 2\nInput in0 0 1 in0\nConvolution conv 1 1 in0 out0 0=8 1=1 5=1 6=16\n"
     weights = bytes(4 * (1 + 16 + 8)).decode()  # a tag, the kernel, the bias
-    staging = exporting.Staging(tmp_path / "best.pt", "ncnn")
+    staging = Staging(tmp_path / "best.pt", "ncnn")
     files = {"best_ncnn_model/model.ncnn.param": parameters, "best_ncnn_model/model.ncnn.bin": weights}
     with pytest.raises(OSError, match=r"cannot be read back.*/best_ncnn_model/model\.ncnn\.bin"):
         finish(staging, {**files, "best_ncnn_model/model.ncnn.bin": weights[:-8]})
     assert not names(tmp_path)
-    finish(exporting.Staging(tmp_path / "best.pt", "ncnn"), files)
+    finish(Staging(tmp_path / "best.pt", "ncnn"), files)
     assert contents(tmp_path) == files
 
 
@@ -228,7 +229,7 @@ class TestStaging:
     def test_whatever_ends_an_export_changes_nothing(self, failure: type[BaseException], tmp_path: Path) -> None:
         before = {"best.onnx": "1", "best_v2.onnx": "2", "best_ncnn_model/model.bin": "3", "best_notes.txt": "4"}
         write(tmp_path, before)
-        staging = exporting.Staging(tmp_path / "best.pt", "ncnn")
+        staging = Staging(tmp_path / "best.pt", "ncnn")
 
         def export() -> None:
             with staging.step(last=True):
@@ -261,7 +262,7 @@ class TestStaging:
             "best_saved_model/new.tflite": "new",
             "best.mlpackage/Data/new": "new",
         }
-        finish(exporting.Staging(tmp_path / "best.pt", "rknn"), new)
+        finish(Staging(tmp_path / "best.pt", "rknn"), new)
         kept = {
             "best_rknn_model/best-rk3588.rknn": "for another device",
             "best_rknn_model/deeper/notes.txt": "the user's",
@@ -273,7 +274,7 @@ class TestStaging:
     def test_a_link_is_replaced_and_not_followed(self, tmp_path: Path) -> None:
         write(tmp_path, {"elsewhere": "untouched"})
         (tmp_path / "best.onnx").symlink_to("elsewhere")
-        finish(exporting.Staging(tmp_path / "best.pt", "onnx"), {"best.onnx": "new"})
+        finish(Staging(tmp_path / "best.pt", "onnx"), {"best.onnx": "new"})
         assert contents(tmp_path) == {"best.onnx": "new", "elsewhere": "untouched"}
 
     @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
@@ -298,16 +299,16 @@ class TestStaging:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", failing)
             with pytest.raises(PermissionError) as caught:
-                finish(exporting.Staging(tmp_path / "best.pt", "engine"), new)
+                finish(Staging(tmp_path / "best.pt", "engine"), new)
         assert caught.value.filename == str(tmp_path / "best.zzz")
         assert contents(tmp_path) == before
 
-        finish(exporting.Staging(tmp_path / "best.pt", "engine"), {"best.engine": "new", "best_model/b": "new"})
+        finish(Staging(tmp_path / "best.pt", "engine"), {"best.engine": "new", "best_model/b": "new"})
         assert contents(tmp_path) == {**before, "best.engine": "new", "best_model/b": "new"}
 
     def test_exports_side_by_side_do_not_meet(self, tmp_path: Path) -> None:
         """MNN's begins with an ONNX file of its own, and fails when another export has finished one."""
-        mnn, onnx = (exporting.Staging(tmp_path / "best.pt", format) for format in ("mnn", "onnx"))
+        mnn, onnx = (Staging(tmp_path / "best.pt", format) for format in ("mnn", "onnx"))
 
         def export() -> None:
             with mnn.step(last=True):
@@ -332,7 +333,7 @@ class TestStaging:
             os.kill(os.getpid(), signal.SIGKILL)
 
         if (child := os.fork()) == 0:
-            staging = exporting.Staging(tmp_path / "best.pt", "ncnn")
+            staging = Staging(tmp_path / "best.pt", "ncnn")
             with staging.step(last=True):
                 write(staging.file.parent, {"best_ncnn_model/notes.txt": "half"})
                 if moment == "writing":
@@ -343,14 +344,14 @@ class TestStaging:
         assert (tmp_path / "best_ncnn_model").exists() == (moment == "writing")
         (left,) = tmp_path.glob(".*")
         os.utime(left, (os.stat(left).st_mtime - 120,) * 2)
-        finish(exporting.Staging(tmp_path / "best.pt", "torchscript"), {"best.torchscript": "new"})
+        finish(Staging(tmp_path / "best.pt", "torchscript"), {"best.torchscript": "new"})
         assert contents(tmp_path) == {**before, "best.torchscript": "new"}
         assert names(tmp_path) == {"best.onnx", "best_ncnn_model", "best.torchscript"}
 
     def test_names_of_folders_come_out_right(self, tmp_path: Path) -> None:
         """As Ultralytics makes them; with the checkpoint's own suffix, they would land in another folder."""
         (folder := tmp_path / "runs.pt").mkdir()
-        staging = exporting.Staging(folder / "v1.2.pt", "openvino")
+        staging = Staging(folder / "v1.2.pt", "openvino")
         with staging.step(last=True):
             written = Path(str(staging.file).replace(staging.file.suffix, "_openvino_model/"))
             written.mkdir()
@@ -361,14 +362,14 @@ class TestStaging:
     def test_a_checkpoint_without_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A model from a YAML: results go to the current folder, under relative paths."""
         monkeypatch.chdir(tmp_path)
-        finish(staging := exporting.Staging(Path("yolov5n.yaml"), "onnx"), {"yolov5n.onnx": "new"})
+        finish(staging := Staging(Path("yolov5n.yaml"), "onnx"), {"yolov5n.onnx": "new"})
         assert staging.in_place(str(staging.file.with_suffix(".onnx"))) == "yolov5n.onnx"
         assert contents(tmp_path) == {"yolov5n.onnx": "new"}
 
     def test_formats_without_an_extra_point_to_the_table(self, tmp_path: Path) -> None:
         with (
             pytest.raises(ModuleNotFoundError, match=r"format=rknn needs the package rknn.*docs/exports.md"),
-            exporting.Staging(tmp_path / "best.pt", "rknn").step(last=True),
+            Staging(tmp_path / "best.pt", "rknn").step(last=True),
         ):
             raise ModuleNotFoundError("No module named 'rknn'", name="rknn")
 
@@ -385,7 +386,7 @@ class TestStaging:
         empties = {name for name, source in sources.items() if "rmtree(" in source}
         assert "saved_model" in empties
         folders = {f"_{name}_model".replace("_model_model", "_model") for name in empties - {"coreml"}}
-        assert folders <= set(exporting._STARTED_EMPTY)
+        assert folders <= set(formats.emptied_folders())
 
 
 @pytest.mark.parametrize("installed", [False, True], ids=["without its package", "with its package"])
@@ -428,6 +429,24 @@ def test_expected_distances_are_those_of_the_heads_convolution() -> None:
     logits = 5 * torch.randn(2, 64, 30, generator=torch.Generator().manual_seed(0))
     seen = exporting.expected_distances(logits, head.conv.weight.flatten())
     torch.testing.assert_close(seen, head(logits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "integers"), [(None, False), (32, False), (16, False), (8, True), ("w8a16", True), ("w8a32", True)]
+)
+def test_every_precision_with_integers_keeps_the_expectation_out_of_the_convolutions(
+    quantize: int | str | None, integers: bool
+) -> None:
+    """Ultralytics' values of `quantize=`: w8a16 and w8a32 round weights as 8 does."""
+    model = awake_detector("yolov5n_repvit.yaml").model.fuse(verbose=False)
+    (head,) = (module for module in model.modules() if isinstance(module, DFL))
+    calls: list[object] = []
+    head.conv.register_forward_hook(lambda *_: calls.append(None))
+    arguments = SimpleNamespace(dynamic=False, format="onnx", quantize=quantize)
+    on_export_start()(SimpleNamespace(model=model, args=arguments))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    assert len(calls) == (0 if integers else 1)
 
 
 def test_int8_exports_keep_the_expectation_out_of_the_convolutions(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ import yolo_lightbackbones
 from yolo_lightbackbones import autoload, backbone, fusion, plugin, recording
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
-from yolo_lightbackbones.plugin import install
+from yolo_lightbackbones.plugin import fit, install
+from yolo_lightbackbones.plugin.patching import Patches
 
 STOCK = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"]
 
@@ -128,13 +129,13 @@ def test_threads_register_once(monkeypatch: pytest.MonkeyPatch) -> None:
     yolo_lightbackbones.register()
     patches = len(install._patches._undo)
     yolo_lightbackbones.unregister()
-    look = install._seams
+    look = fit.essential
 
-    def slowly(*modules: Any) -> Any:  # so that the others arrive meanwhile
+    def slowly(package: fit.Ultralytics) -> list[fit.Seam]:  # so that the others arrive meanwhile
         time.sleep(0.01)
-        return look(*modules)
+        return look(package)
 
-    monkeypatch.setattr(install, "_seams", slowly)
+    monkeypatch.setattr(fit, "essential", slowly)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: yolo_lightbackbones.register(), range(32)))
     assert len(install._patches._undo) == patches
@@ -150,18 +151,19 @@ def on_ultralytics() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("number", range(len(install._STEPS)), ids=lambda number: install._STEPS[number].__name__)
+@pytest.mark.parametrize("number", range(len(install._STEPS)), ids=[s.install.__name__ for s in install._STEPS])
 def test_registering_is_all_or_nothing(number: int, done: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     yolo_lightbackbones.unregister()
     clean, steps = on_ultralytics(), install._STEPS
 
-    def fails(package: install.Ultralytics) -> None:
+    def fails(package: fit.Ultralytics) -> None:
         if done:
-            steps[number](package)
+            steps[number].install(package)
         raise OSError("in the middle")
 
+    failing = steps[number]._replace(install=fails)
     with monkeypatch.context() as patched:
-        patched.setattr(install, "_STEPS", (*steps[:number], fails, *steps[number + 1 :]))
+        patched.setattr(install, "_STEPS", (*steps[:number], failing, *steps[number + 1 :]))
         with pytest.raises(OSError, match="in the middle"):
             yolo_lightbackbones.register()
     assert on_ultralytics() == clean
@@ -171,6 +173,40 @@ def test_registering_is_all_or_nothing(number: int, done: bool, monkeypatch: pyt
     yolo_lightbackbones.register()
     assert plugin.is_registered()
     assert all(seam.installed in {True, None} for seam in plugin.seams())
+
+
+def test_unregister_takes_everything_off_though_a_part_of_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    yolo_lightbackbones.unregister()
+    clean, parser_step = on_ultralytics(), install._STEPS[2]
+
+    def put(package: fit.Ultralytics) -> None:
+        parser_step.install(package)
+        install._patches.keep(fails)  # among the patches
+
+    def fails() -> None:
+        raise OSError("in the middle")
+
+    steps = (*install._STEPS[:2], parser_step._replace(install=put), *install._STEPS[3:], install.Step(id, fails))
+    with monkeypatch.context() as patched:
+        patched.setattr(install, "_STEPS", steps)
+        yolo_lightbackbones.register()
+        with pytest.raises(OSError, match="in the middle"):
+            yolo_lightbackbones.unregister()
+    assert on_ultralytics() == clean
+    assert not plugin.is_registered()
+
+
+def test_patches_come_off_though_one_of_them_fails() -> None:
+    off: list[int] = []
+    patches = Patches("ultralytics")
+    patches.keep(lambda: off.append(1))
+    patches.keep(lambda: 1 / 0)
+    patches.keep(lambda: off.append(3))
+    with pytest.raises(ZeroDivisionError):
+        patches.remove()
+    assert off == [3, 1]
+    patches.remove()
+    assert off == [3, 1], "each comes off once"
 
 
 RELOADED = """
@@ -305,7 +341,7 @@ def test_an_export_for_any_size_is_recorded_as_such_or_refused(format: str, refu
 
     (callback,) = (f for f in default_callbacks["on_export_start"] if f.__module__.startswith("yolo_lightbackbones."))
     attention = next(m for m in detector.modules() if isinstance(m, recording.SizeBound))
-    exporter = SimpleNamespace(model=detector, args=SimpleNamespace(dynamic=True, format=format))
+    exporter = SimpleNamespace(model=detector, args=SimpleNamespace(dynamic=True, format=format, quantize=None))
     if refused:
         with pytest.raises(
             ValueError, match=r"dynamic=True is given for format=mnn.*only as torchscript, onnx, openvino"

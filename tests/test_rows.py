@@ -15,7 +15,8 @@ from torch import nn
 
 from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.options import InitMode
-from yolo_lightbackbones.plugin import rows
+from yolo_lightbackbones.plugin import hints, rows
+from yolo_lightbackbones.plugin.row import ConfigError, Row, UnknownModuleError
 from yolo_lightbackbones.registry import block_rows, families
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
@@ -170,24 +171,24 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_name_the_row_the_value_and_what_is_allowed(changes: dict[str, str], message: str) -> None:
-    with pytest.raises(rows.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         translate(model(**changes))
 
 
 def test_a_scale_letter_that_the_model_lacks() -> None:
-    with pytest.raises(rows.ConfigError, match=r"no scale 'x' in this model's 'scales'. Allowed: n, s"):
+    with pytest.raises(ConfigError, match=r"no scale 'x' in this model's 'scales'. Allowed: n, s"):
         translate({**model(), "scale": "x"})
 
 
 @pytest.mark.parametrize("scales", [["n"], {"n": None}, {"n": [0.33, 0.25]}, {"n": [0.33, 0.25, "many"]}, "n"])
 def test_scales_that_are_none(scales: Any) -> None:
-    with pytest.raises(rows.ConfigError, match=r"row 0.*'scales' is .*must map letters to \[depth, width, largest"):
+    with pytest.raises(ConfigError, match=r"row 0.*'scales' is .*must map letters to \[depth, width, largest"):
         translate({**model(), "scales": scales})
 
 
 def test_a_mapping_of_variants_without_scales() -> None:
     config = {key: value for key, value in model().items() if key not in ("scale", "scales")}
-    with pytest.raises(rows.ConfigError, match=r"depends on the scale letter \(n, s\), and this model has no 'scales'"):
+    with pytest.raises(ConfigError, match=r"depends on the scale letter \(n, s\), and this model has no 'scales'"):
         translate(config)
 
 
@@ -198,9 +199,9 @@ def test_scales_by_number() -> None:
 
 @pytest.mark.parametrize("head", ["Detect", {"a": 1}, None])
 def test_a_head_that_is_no_list_of_rows(head: Any) -> None:
-    with pytest.raises(rows.ConfigError, match=r"my\.yaml, 'head' is .*; it must be a list of rows"):
+    with pytest.raises(ConfigError, match=r"my\.yaml, 'head' is .*; it must be a list of rows"):
         translate({**model(), "head": head})
-    with pytest.raises(rows.ConfigError, match="'head' is None"):
+    with pytest.raises(ConfigError, match="'head' is None"):
         translate({key: value for key, value in model().items() if key != "head"})
 
 
@@ -214,16 +215,14 @@ def test_rows_may_be_tuples() -> None:
 def test_a_backbone_that_nothing_uses() -> None:
     config = model()
     config["backbone"], config["head"] = config["backbone"][:1], []
-    with pytest.raises(
-        rows.ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"
-    ):
+    with pytest.raises(ConfigError, match=r"row 0.*nothing uses this backbone. Add rows such as \[0, 1, Tap, \[P5\]\]"):
         translate(config)
 
 
 # --- rows of blocks: in the place of row 4 above, or of row 0 --------------------------------------------------------
 
 
-def check(config: dict[str, Any]) -> rows.Row:
+def check(config: dict[str, Any]) -> Row:
     return rows.check_blocks(config, block_rows())
 
 
@@ -298,12 +297,12 @@ def test_models_with_rows_of_blocks_are_told_from_others() -> None:
     ],
 )  # fmt: skip
 def test_mistakes_in_rows_of_blocks(row: str, message: str) -> None:
-    with pytest.raises(rows.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         check(model(row4=row))
 
 
 def test_every_row_of_blocks_is_checked() -> None:
-    with pytest.raises(rows.ConfigError, match=r"row 4.*the output channels are 0"):
+    with pytest.raises(ConfigError, match=r"row 4.*the output channels are 0"):
         check(model(row3="[-1, 1, LGLBlock, [64]]", row4="[-1, 1, LGLBlock, [0]]"))
 
 
@@ -316,26 +315,26 @@ OURS = ["EdgeViT", "ParCNet", "RepViT", "Conv2Former", "Tap", "RepViTBlock", "LG
 )
 def test_a_misspelt_module_of_ours(module: str, meant: str) -> None:
     expected = rf"my\.yaml, row 4 .*: unknown module '{module}'\. Did you mean '{meant}'\?"
-    with pytest.raises(rows.ConfigError, match=expected):
-        rows.explain_unknown(model(row4=[-1, 1, module, [64]]), module, OURS)
+    with pytest.raises(ConfigError, match=expected):
+        hints.explain_unknown(model(row4=[-1, 1, module, [64]]), module, OURS)
 
 
 @pytest.mark.parametrize(("row", "unknown"), [("[-1, 1, C9, [64]]", "C9"), ("[-1, 1, SPPF, [64, 5]]", "RepVitBlock")])
 def test_what_nobody_knows_and_nothing_resembles_is_left_to_ultralytics(row: str, unknown: str) -> None:
-    rows.explain_unknown(model(row4=row), unknown, OURS)
-    rows.explain_unknown({"backbone": [[], None, [0, 1, 3]], "head": "nonsense"}, "RepVitBlock", OURS)
+    hints.explain_unknown(model(row4=row), unknown, OURS)
+    hints.explain_unknown({"backbone": [[], None, [0, 1, 3]], "head": "nonsense"}, "RepVitBlock", OURS)
 
 
 def test_a_row_of_blocks_takes_no_list_of_maps() -> None:
     with pytest.raises(
-        rows.ConfigError, match=r"row 4.*LGLBlock takes its input from the backbone \(row 0\), which gives a list"
+        ConfigError, match=r"row 4.*LGLBlock takes its input from the backbone \(row 0\), which gives a list"
     ):
         translate(model(row4="[0, 1, LGLBlock, [64]]"))
 
 
 def test_a_scale_letter_that_a_model_of_blocks_lacks() -> None:
     config = {**model(row0="[-1, 1, RepViTBlock, [64]]"), "scale": "x"}
-    with pytest.raises(rows.ConfigError, match=r"row 0.*no scale 'x' in this model's 'scales'. Allowed: n, s"):
+    with pytest.raises(ConfigError, match=r"row 0.*no scale 'x' in this model's 'scales'. Allowed: n, s"):
         check(config)
 
 
@@ -375,14 +374,14 @@ ROWS_OF_BLOCKS = {
 @pytest.mark.parametrize(("module", "meant"), BACKBONES.items())
 def test_a_variant_or_a_forks_name_as_the_module(module: str, meant: str) -> None:
     start = f"my.yaml, row 0 [-1, 1, {module}, []]: unknown module '{module}'. "
-    with pytest.raises(rows.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         translate(model(row0=[-1, 1, module, []]))
     assert str(error.value).startswith(start)
     assert str(error.value).endswith(f"Write row 0 as [-1, 1, {meant}].")
     without = [-1, 1, "SPPF", [64, 5]]
     config = model(row0=[-1, 1, module, []], row1=without, row2=without, row3=without)
-    with pytest.raises(rows.UnknownModuleError) as error:
-        rows.explain_unknown(config, module, OURS)
+    with pytest.raises(UnknownModuleError) as error:
+        hints.explain_unknown(config, module, OURS)
     assert str(error.value).startswith(start)
     assert f"Write row 0 as [-1, 1, {meant}], and rows such as [0, 1, Tap, [P5]] behind it." in str(error.value)
 
@@ -390,13 +389,13 @@ def test_a_variant_or_a_forks_name_as_the_module(module: str, meant: str) -> Non
 @pytest.mark.parametrize(("module", "meant"), ROWS_OF_BLOCKS.items())
 def test_a_blocks_name_from_elsewhere(module: str, meant: str) -> None:
     hint = f"unknown module '{module}'. Did you mean '{meant}'? Write [-1, 2, {meant}, [64]]"
-    with pytest.raises(rows.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         translate(model(row0=[-1, 2, module, [64]]))
     assert str(error.value).startswith(f"my.yaml, row 0 [-1, 2, {module}, [64]]: {hint}, or for the taps a backbone: ")
     without = [-1, 1, "SPPF", [64, 5]]
     config = model(row0=[-1, 2, module, [64]], row1=without, row2=without, row3=without)
-    with pytest.raises(rows.UnknownModuleError) as error:
-        rows.explain_unknown(config, module, OURS)
+    with pytest.raises(UnknownModuleError) as error:
+        hints.explain_unknown(config, module, OURS)
     assert str(error.value) == f"my.yaml, row 0 [-1, 2, {module}, [64]]: {hint}."
 
 
@@ -412,20 +411,18 @@ def test_a_blocks_name_from_elsewhere(module: str, meant: str) -> None:
     ],
 )  # fmt: skip
 def test_variants_and_options_from_elsewhere(args: str, message: str) -> None:
-    with pytest.raises(rows.ConfigError, match=rf"my\.yaml, row 0 .*{message}"):
+    with pytest.raises(ConfigError, match=rf"my\.yaml, row 0 .*{message}"):
         translate(model(row0=f"[-1, 1, RepViT, {args}]"))
 
 
 def test_the_variant_of_the_row_at_hand_is_kept() -> None:
-    with pytest.raises(
-        rows.ConfigError, match=r"Did you mean 'EdgeViT'\? Write row 0 as \[-1, 1, EdgeViT, \[\{n: xs\}\]\]"
-    ):
+    with pytest.raises(ConfigError, match=r"Did you mean 'EdgeViT'\? Write row 0 as \[-1, 1, EdgeViT, \[\{n: xs\}\]\]"):
         translate(model(row0="[-1, 1, EdgeVIT, [{n: xs}]]"))
 
 
 def test_a_backbone_by_another_name_in_a_later_row() -> None:
     row = "[-1, 1, repvit_m0_9, []]"
-    with pytest.raises(rows.ConfigError, match=r"row 1 .*'repvit_m0_9'\. Write row 0 as \[-1, 1, RepViT, \[m0_9\]\]"):
+    with pytest.raises(ConfigError, match=r"row 1 .*'repvit_m0_9'\. Write row 0 as \[-1, 1, RepViT, \[m0_9\]\]"):
         translate(model(row0="[-1, 1, Conv, [64, 3, 2]]", row1=row))
 
 
@@ -459,14 +456,14 @@ def test_a_family_without_p2() -> None:
     own = family_of(8, 16, 32)
     out = rows.translate(own_model("P4"), 3, {"Own": own})
     assert out["backbone"] == [[-1, 1, "Own", ["own_a", Options(taps=("P3", "P4"))]], [0, 1, "Index", [16, 1]]]
-    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P2\. Allowed, one of: P3, P4, P5"):
+    with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P2\. Allowed, one of: P3, P4, P5"):
         rows.translate(own_model("P2"), 3, {"Own": own})
 
 
 def test_a_family_with_a_tap_of_its_own() -> None:
     own = family_of(64)
     assert rows.translate(own_model("P6"), 3, {"Own": own})["backbone"][1] == [0, 1, "Index", [64, 0]]
-    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P5\. Allowed, one of: P6"):
+    with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Own has no tap P5\. Allowed, one of: P6"):
         rows.translate(own_model("P5"), 3, {"Own": own})
 
 
@@ -530,7 +527,7 @@ def nest(depth: int) -> Any:
 def test_bombs_are_refused_at_once_in_one_line(changes: dict[str, Any], message: str) -> None:
     rows_before = {"row5": "[[1, 2], 1, Detect, [nc]]"} if "row4" in changes else {}
     start = time.process_time()
-    with pytest.raises(rows.ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         translate(model(**changes, **rows_before))
     assert time.process_time() - start < 1
     assert len(str(error.value)) < 1000
@@ -552,7 +549,7 @@ def test_bombs_are_refused_at_once_in_one_line(changes: dict[str, Any], message:
 )  # fmt: skip
 def test_rows_of_blocks_within_bounds(row: list[Any], message: str) -> None:
     start = time.process_time()
-    with pytest.raises(rows.ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         check(model(row4=row))
     assert time.process_time() - start < 1
     assert len(str(error.value)) < 1000
@@ -575,14 +572,14 @@ def test_rows_of_blocks_within_bounds(row: list[Any], message: str) -> None:
 )  # fmt: skip
 def test_the_rest_of_a_config_within_bounds(changes: dict[str, Any], message: str) -> None:
     wrong = model(row0="[-1, 1, EdgeViT, [xxs, {x: 1}]]") if "yaml_file" in changes else model()
-    with pytest.raises(rows.ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         translate({**wrong, **changes})
     assert len(str(error.value)) < 1500
 
 
 def test_channels_of_the_image_within_bounds() -> None:
     for channels in (0, -1, 2**63):
-        with pytest.raises(rows.ConfigError, match=r"row 0 .*the image has -?\d+ channels; from 1 to 8192"):
+        with pytest.raises(ConfigError, match=r"row 0 .*the image has -?\d+ channels; from 1 to 8192"):
             translate(model(), in_channels=channels)
 
 

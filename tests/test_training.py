@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from optimizers import membership, stock_optimizer
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 
 from yolo_lightbackbones import layers
-from yolo_lightbackbones.plugin import install, training
+from yolo_lightbackbones.plugin import training
 
 FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 
@@ -23,18 +24,6 @@ FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 def detector(family: str) -> Any:
     torch.manual_seed(0)
     return YOLO(f"yolov5n_{family}.yaml").model.train()
-
-
-def stock_optimizer(model: nn.Module, name: str) -> torch.optim.Optimizer:
-    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 80})
-    return BaseTrainer.build_optimizer(trainer, model, name=name, lr=0.01, decay=0.05)
-
-
-def membership(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, str]:
-    """Parameter name -> kind of its group; every parameter in exactly one."""
-    kinds = {id(p): group["param_group"] for group in optimizer.param_groups for p in group["params"]}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(kinds)
-    return {name: kinds[id(param)] for name, param in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "MuSGD"])
@@ -49,6 +38,7 @@ def test_groups(family: str, name: str) -> None:
 
     matrix = "muon" if name == "MuSGD" else "weight"
     modules = dict(model.model[0].named_modules())
+    shapes = {key: parameter.shape for key, parameter in model.named_parameters()}
     for key, kind in after.items():
         if not key.startswith("model.0."):
             assert kind == before[key], "the neck is Ultralytics' own business"
@@ -61,10 +51,8 @@ def test_groups(family: str, name: str) -> None:
             assert kind == ("bn" if leaf == "weight" else "bias"), key
         elif leaf == "bias":
             assert kind == "bias", key
-        elif isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-            assert kind == matrix, key
-        else:  # depthwise and circular kernels
-            assert kind == "weight", key
+        else:  # depthwise and circular kernels have one input per output; Muon makes orthogonal what has more
+            assert kind == (matrix if shapes[key][1] > 1 else "weight"), key
     spared = {key for key in after if "layer_scale" in key or ".pos1." in key}
     assert bool(spared) == (family in {"conv2former", "parcnet"})
     if spared:
@@ -255,7 +243,7 @@ def test_an_optimizer_of_one_group_is_told_once_where_it_matters(decay: float) -
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=decay)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        install._on_pretrain_routine_end(SimpleNamespace(optimizer=optimizer, model=model))
+        training.on_pretrain_routine_end(SimpleNamespace(optimizer=optimizer, model=model))
     assert len(caught) == (decay > 0), "without weight decay, nothing has to move"
     if caught:
         assert "has no group 'bn' to move parameters of our layers to, only weight." in str(caught[0].message)

@@ -20,6 +20,7 @@ from pathlib import Path
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
+from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
 from yolo_lightbackbones.configs import finding, writer
 from yolo_lightbackbones.configs.necks import LEVELS
@@ -58,7 +59,7 @@ class Model:
 
 def models() -> Iterator[Model]:
     """Everything in cfg/ that is generated."""
-    for family in writer.FAMILIES:
+    for family in (cls.family for cls in registry.built_in() if cls.card.letters):
         wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
         wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
         wanted += [(writer.CLASSIFIER_NECK, P3_P5, "classify")]
@@ -71,14 +72,18 @@ def figures(model: Model) -> dict[str, str]:
     """Parameters and GFLOPs of the built model per scale letter."""
     # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
     name = writer.file_name(model.neck, model.levels, model.task, model.family)
-    letters = writer.FAMILIES[model.family].variants
     with tempfile.TemporaryDirectory() as folder:
         counted = {}
-        for letter in letters:
+        for letter in letters(model.family):
             file = Path(folder, finding.scaled_name(name, letter))
             write_text(file, model.text())
             counted[letter] = count(file, IMAGE_SIZE.get(model.task, 640))
     return counted
+
+
+def letters(family: str) -> list[str]:
+    """The scale letters of a family."""
+    return next(list(cls.card.letters) for cls in registry.built_in() if cls.family == family)
 
 
 def count(file: Path, size: int = 640) -> str:
@@ -90,7 +95,7 @@ def by_hand() -> None:
     """Write the figures into the file that is not generated."""
     file = finding.config_dir() / BY_HAND
     text = FIGURES.sub("", file.read_text())
-    for letter in writer.FAMILIES["repvit"].variants:
+    for letter in letters("repvit"):
         figure = count(file.with_name(finding.scaled_name(BY_HAND, letter)))
         text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
     write_text(file, text)

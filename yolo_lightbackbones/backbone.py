@@ -6,7 +6,6 @@ skeleton, `StagedBackbone` in `stages.py`; a family with a forward of its own de
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from yolo_lightbackbones import layers, moved, recording
+from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.inspection import Inspectable
-from yolo_lightbackbones.messages import quoted
+from yolo_lightbackbones.messages import did_you_mean, quoted
 from yolo_lightbackbones.options import TAPS, InitMode, Options, TapNormMode
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Backbone(Inspectable):
     """Name of the family, the prefix of its variants: `"edgevit"`."""
     variants: ClassVar[Mapping[str, Any]]
     """Short variant name -> config."""
+    card: ClassVar[Card]
+    """Title, paper, figures and weights of the family; where a family sets none, its title is the class name."""
     block_rows: ClassVar[Mapping[str, type[BlockRow]]] = {}
     """Name of a block in model YAMLs -> what a row of such blocks builds."""
     input_convention: ClassVar[InputConvention] = InputConvention()
@@ -58,6 +60,9 @@ class Backbone(Inspectable):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        # Another family than its parent has other figures and weights, so it does not inherit the card.
+        if "card" not in vars(cls) and ("family" in vars(cls) or not hasattr(cls, "card")):
+            cls.card = Card(title=cls.__name__)
         if cls.forward is Backbone.forward and (hasattr(cls, "build_stem") or hasattr(cls, "build_stages")):
             raise TypeError(
                 f"{cls.__name__} builds a stem and stages: derive it from StagedBackbone, not from Backbone."
@@ -115,12 +120,13 @@ class Backbone(Inspectable):
         Raises:
             ValueError: for an unknown name, with the closest match.
         """
-        short = name.strip().lower().replace(".", "_").removeprefix(f"{cls.family}_")
+        short = name.strip().lower().replace(".", "_")
+        if short not in cls.variants:
+            short = short.removeprefix(f"{cls.family}_")
         if short not in cls.variants:
             # timm names the training behind the variant: m0_9.dist_450e_in1k
-            close = sorted((v for v in cls.variants if short.startswith(f"{v}_")), key=len, reverse=True)
-            close = close or difflib.get_close_matches(short[:200], cls.variants, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            begun = max((v for v in cls.variants if short.startswith(f"{v}_")), key=len, default=None)
+            hint = f" Did you mean {begun!r}?" if begun else did_you_mean(short, cls.variants)
             allowed = ", ".join(cls.variants)
             raise ValueError(f"Unknown variant {quoted(name)} of {cls.__name__}.{hint} Allowed: {allowed}.")
         return short

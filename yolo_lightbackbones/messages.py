@@ -7,6 +7,7 @@ contains itself, and nothing unprintable gets through.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import PurePath
@@ -34,6 +35,18 @@ def listed(values: Iterable[Any], limit: int = 12) -> str:
     shown = ", ".join(flow(value, 80) for value in islice(values, limit))
     more = sum(1 for _ in values)
     return f"{shown}, {CUT} ({more:,} more)" if more else shown
+
+
+def did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The closest of `names` as a hint behind a sentence, `" Did you mean 'repvit'?"`; empty if none is close.
+
+    Args:
+        given: the name that nobody knows; its first 200 characters count.
+        names: the allowed ones.
+        cutoff: similarity from which on a name is close, 0..1.
+    """
+    close = difflib.get_close_matches(given[:200], names, n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def printable(text: str) -> str:

@@ -1,28 +1,28 @@
-"""From a name to a family class and its variant; strict: a second registration of a name is an error."""
+"""From a name to a family and one of its variants, and from there to its card.
+
+A name stands for exactly one thing: a second registration of a family is an error, and so is a family with which a name
+would stand for two variants.
+"""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TypeVar
 
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
-from yolo_lightbackbones.messages import listed, quoted
+from yolo_lightbackbones.messages import did_you_mean, listed, quoted
 from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
 _BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
 """Class names of the families that come with the package; module `backbones.<name in lower case>`."""
-
-_FORMER_NAMES = {"ParCNet": "edgeformer"}
-"""Class name -> what the paper called the family at first."""
 
 _families: dict[str, type[Backbone]] = {}
 _loaded = False
@@ -39,7 +39,8 @@ def register_backbone(cls: BackboneT) -> BackboneT:
 
     Raises:
         TypeError: if `cls` is no `Backbone` with the class attributes `family` and `variants`.
-        ValueError: if the family or the class name is taken.
+        ValueError: if the family or the class name is taken, if a name would stand for two variants, or if the card
+            names variants that the family does not have.
     """
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
         given = cls.__name__ if isinstance(cls, type) else quoted(cls)
@@ -71,9 +72,10 @@ def list_backbones(family: str | None = None) -> list[str]:
     """
     by_family = {cls.family: cls for cls in families().values()}
     if family is not None and family not in by_family:
-        raise ValueError(f"Unknown family {quoted(family)}.{_hint(family, by_family)} Allowed: {', '.join(by_family)}.")
+        hint = did_you_mean(family, by_family)
+        raise ValueError(f"Unknown family {quoted(family)}.{hint} Allowed: {', '.join(by_family)}.")
     chosen = by_family.values() if family is None else [by_family[family]]
-    return [f"{cls.family}_{variant}" for cls in chosen for variant in cls.variants]
+    return [name for cls in chosen for name in _names(cls)]
 
 
 def create_backbone(
@@ -93,15 +95,37 @@ def create_backbone(
     Raises:
         ValueError: for an unknown name, with the closest match, and for whatever `Backbone` refuses.
     """
-    wanted = name.strip().lower().replace(".", "_")
+    found = find(name)
+    if found is None:
+        names = list_backbones()
+        meant, variant = recognise(name, families()) or (None, None)
+        hint = f" Did you mean '{meant.family}_{variant}'?" if meant and variant else did_you_mean(_spelt(name), names)
+        raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
+    cls, variant = found
+    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps))
+
+
+def find(name: str) -> tuple[type[Backbone], str] | None:
+    """The family and the short name of the variant with this full name; None if it begins with no family's name.
+
+    Raises:
+        ValueError: for an unknown variant of a family, with the closest match.
+    """
+    wanted = _spelt(name)
     for cls in families().values():
-        if wanted.startswith(f"{cls.family}_"):
-            options = Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps)
-            return cls(cls.resolve_variant(name), options)
-    names = list_backbones()
-    found, variant = recognise(name, families()) or (None, None)
-    hint = f" Did you mean '{found.family}_{variant}'?" if found and variant else _hint(wanted, names)
-    raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
+        if short := _names(cls).get(wanted):
+            return cls, short
+    family = family_in(name)
+    if family is None or wanted == family.family:
+        return None
+    return family, family.resolve_variant(name)
+
+
+def family_in(name: str) -> type[Backbone] | None:
+    """The family whose name is `name` or what it begins with, `repvit` in `repvit_m0_9`; of several, the longest."""
+    wanted = _spelt(name)
+    begun = [cls for cls in families().values() if f"{wanted}_".startswith(f"{cls.family}_")]
+    return max(begun, key=lambda cls: len(cls.family), default=None)
 
 
 def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[Backbone], str | None] | None:
@@ -114,7 +138,7 @@ def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[B
     for count in range(len(words), 0, -1):
         start = "".join(words[:count])
         for cls in families.values():
-            for called in (cls.family, cls.__name__.lower(), _FORMER_NAMES.get(cls.__name__, cls.family)):
+            for called in (cls.family, cls.__name__.lower(), *cls.card.former_names):
                 variants = {called.replace("_", "") + variant.replace("_", ""): variant for variant in cls.variants}
                 if start in variants:
                     return cls, variants[start]
@@ -123,9 +147,21 @@ def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[B
     return None
 
 
-def _hint(wanted: str, names: Sequence[str] | dict[str, type[Backbone]]) -> str:
-    close = difflib.get_close_matches(wanted[:200], names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def built_in() -> list[type[Backbone]]:
+    """The families that come with the package."""
+    return [
+        getattr(importlib.import_module(f"yolo_lightbackbones.backbones.{name.lower()}"), name) for name in _BUILT_IN
+    ]
+
+
+def _spelt(name: str) -> str:
+    """A name as the table has it: `RepViT_M0.9` -> `repvit_m0_9`."""
+    return name.strip().lower().replace(".", "_")
+
+
+def _names(cls: type[Backbone]) -> dict[str, str]:
+    """Full name -> short name of each variant of a family."""
+    return {f"{cls.family}_{variant}": variant for variant in cls.variants}
 
 
 def _load_families() -> None:
@@ -133,13 +169,11 @@ def _load_families() -> None:
     global _loaded
     if _loaded:
         return
-    built_in = [
-        getattr(importlib.import_module(f"yolo_lightbackbones.backbones.{name.lower()}"), name) for name in _BUILT_IN
-    ]
+    own = built_in()
     with _lock:
         if _loaded:
             return
-        for cls in built_in:
+        for cls in own:
             _add(cls)
         _loaded = True  # before the entry points: a family may register itself when its module is imported
     # Not under the lock: an import waits for other threads that import the same module, and they may wait for the lock.
@@ -153,6 +187,7 @@ def _load_families() -> None:
 
 
 def _add(cls: type[Backbone]) -> None:
+    cls.card.check_variants(cls.variants)
     with _lock:
         for other in _families.values():
             if cls.family == other.family:
@@ -164,4 +199,28 @@ def _add(cls: type[Backbone]) -> None:
                 raise ValueError(f"Rows of {taken[0]} are registered already, by {other.__module__}.{other.__name__}.")
         if cls.__name__ in _families:
             raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
+        _check_meanings(cls)
         _families[cls.__name__] = cls
+
+
+def _check_meanings(cls: type[Backbone]) -> None:
+    """Refuse a family with which a name would stand for two things."""
+    taken = {name: meaning for other in _families.values() for name, meaning in _meanings(other)}
+    taken |= {short: f"the variant {short!r} of {cls.__name__}" for short in cls.variants if short in _names(cls)}
+    for name, meaning in _meanings(cls):
+        if name in taken:
+            raise ValueError(
+                f"The name {name!r} would stand for {taken[name]} and for {meaning}. Choose another for the latter."
+            )
+        taken[name] = meaning
+
+
+def _meanings(cls: type[Backbone]) -> Iterator[tuple[str, str]]:
+    """Every name that a family brings, and what it stands for."""
+    yield cls.family, f"the family of {cls.__name__}"
+    for name, variant in _names(cls).items():
+        yield name, f"the variant {variant!r} of {cls.__name__}"
+    for release in cls.card.releases:
+        # A file may have the name of the variant that it is downloaded for.
+        if _names(cls).get(release.name) is None or release != cls.card.release_of(_names(cls)[release.name]):
+            yield release.name, f"a file of weights on the card of {cls.__name__}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, moved
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
 from yolo_lightbackbones.options import Option, odd, scale, share, whole
@@ -282,6 +283,30 @@ class Conv2Former(StagedBackbone):
             ]
             yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
             in_channels, reduction = dim, reduction * 2
+
+
+_SOURCE = "github.com/HVision-NKU/Conv2Former"
+
+Conv2Former.card = Card(
+    title="Conv2Former",
+    paper="2211.11943",
+    repository=_SOURCE,
+    licence="MIT",
+    letters={"n": "n", "s": "t", "m": "s", "l": "b", "x": "l"},
+    figures={
+        "n": Figures(81.5, _SOURCE, 15, 2.2),
+        "t": Figures(83.2, _SOURCE, 27, 4.4),
+        "s": Figures(84.1, _SOURCE, 50, 8.7),
+        "b": Figures(84.4, _SOURCE, 90, 15.9),
+        "l": Figures(87.0, _SOURCE, 199, 36.0, note="pretrained on ImageNet-22k"),
+    },
+    weights=dict.fromkeys(VARIANTS, "by hand"),
+    by_hand=(
+        "Conv2Former's weights are on a file-sharing site that no program can read: download them with a browser, "
+        f"starting from {_SOURCE}, and give the file's path."
+    ),
+    layouts="yolo_lightbackbones.checkpoints.layouts.conv2former",
+)
 
 
 if not TYPE_CHECKING:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
 from yolo_lightbackbones.options import MOST_CHANNELS, Option, share, whole
@@ -312,3 +313,20 @@ class EdgeViT(StagedBackbone):
             blocks = [LGLBlock(dim, config.head_dim, sampling_rate, config.mlp_ratio, rate) for rate in stage_rates]
             yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
             in_channels, reduction = dim, reduction * 2
+
+
+EdgeViT.card = Card(
+    title="EdgeViT",
+    paper="2205.03436",
+    repository="github.com/saic-fi/edgevit",
+    licence="Apache-2.0",
+    letters={"n": "xxs", "s": "xs", "m": "s"},
+    figures={
+        "xxs": Figures(74.4, "arXiv 2205.03436", 4.1, 0.56),
+        "xs": Figures(77.5, "arXiv 2205.03436", 6.7, 1.1),
+        "s": Figures(81.0, "arXiv 2205.03436", 11.1, 1.9, note="the published code has 13.1 M parameters"),
+    },
+    weights=dict.fromkeys(VARIANTS, "none released"),
+    by_hand="No EdgeViT weights were ever released by its authors: train it from scratch, or give a file of your own.",
+    layouts="yolo_lightbackbones.checkpoints.layouts.edgevit",
+)

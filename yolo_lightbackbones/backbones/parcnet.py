@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion, moved
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.layers import (
     BatchNorm2d,
@@ -302,6 +303,24 @@ class ParCNet(StagedBackbone):
             ]
             yield Stage([LocalGlobal(dim, parc_dim, blocks)], channels=dim, reduction=reduction, downsample=downsample)
             in_channels, reduction = dim, reduction * 2
+
+
+ParCNet.card = Card(
+    title="ParC-Net",
+    paper="2203.03952",
+    repository="github.com/hkzhang91/ParC-Net",
+    licence="no licence",
+    former_names=("edgeformer",),
+    letters={"n": "xs", "s": "s", "m": "h"},
+    figures={"s": Figures(78.6, "arXiv 2203.03952", 5.0, 1.74, image_size=256)},
+    weights={"xs": "none listed", "s": "by hand", "h": "none listed"},
+    by_hand=(
+        "ParC-Net-S is a file in its authors' repository, without an address that a program can rely on: download "
+        "pretrained_models/classification/checkpoint_ema_avg.pt from github.com/hkzhang91/ParC-Net with a browser and "
+        "give its path. XS and H are not among the files that its authors list."
+    ),
+    layouts="yolo_lightbackbones.checkpoints.layouts.parcnet",
+)
 
 
 if not TYPE_CHECKING:

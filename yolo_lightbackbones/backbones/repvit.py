@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.card import Card, Figures, Release
 from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, drop_path_rates
 from yolo_lightbackbones.options import Option, share, switch, whole
@@ -212,3 +213,49 @@ class RepViT(StagedBackbone):
             ]
             yield Stage(blocks, channels=dim, reduction=reduction, downsample=downsample)
             in_channels, reduction = dim, reduction * 2
+
+
+_SOURCE = "github.com/THU-MIG/RepViT"
+_DISTILLED = "450 epochs, distilled"
+
+
+def _official(variant: str, epochs: int, sha256: str | None = None) -> Release:
+    """A link of the authors' README at commit 298f420."""
+    name = f"repvit_{variant}_distill_{epochs}e"
+    url = f"https://{_SOURCE}/releases/download/v1.0/{name}.pth"
+    return Release(name, url, variant=variant, sha256=sha256)
+
+
+def _timm(variant: str, epochs: int) -> Release:
+    """One of timm 1.0.31's; its m1, m2 and m3 are the paper's first version, another architecture."""
+    name = f"repvit_{variant}.dist_{epochs}e_in1k"
+    url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+    return Release(name, url, variant=variant, repo_id=f"timm/{name}")
+
+
+_TRAINED_TWICE = ("m0_9", "m1_0", "m1_1", "m1_5", "m2_3")
+_HOLOCRON = "b76537a20b8c47ef40c1b884bd88f4f3cae498b90f35c61d32da44c16c221443"
+"""SHA-256 of M0.9's file, by frgfm/holocron, which compared the file's outputs with the authors' code."""
+
+RepViT.card = Card(
+    title="RepViT",
+    paper="2307.09283",
+    repository=_SOURCE,
+    licence="Apache-2.0",
+    letters={"n": "m0_9", "s": "m1_0", "m": "m1_1", "l": "m1_5", "x": "m2_3"},
+    figures={
+        "m0_6": Figures(74.1, _SOURCE),
+        "m0_9": Figures(79.1, _SOURCE, 5.1, 0.8, note=_DISTILLED),
+        "m1_0": Figures(80.3, _SOURCE, 6.8, 1.1, note=_DISTILLED),
+        "m1_1": Figures(81.2, _SOURCE, 8.2, 1.3, note=_DISTILLED),
+        "m1_5": Figures(82.5, _SOURCE, 14.0, 2.3, note=_DISTILLED),
+        "m2_3": Figures(83.7, _SOURCE, 22.9, 4.5, note=_DISTILLED),
+    },
+    releases=(  # of each variant the most accurate first
+        _official("m0_6", 300),
+        *(_official(variant, 450, _HOLOCRON if variant == "m0_9" else None) for variant in _TRAINED_TWICE),
+        *(_official(variant, 300) for variant in _TRAINED_TWICE),
+        *(_timm(variant, epochs) for variant in _TRAINED_TWICE for epochs in (300, 450)),
+    ),
+    layouts="yolo_lightbackbones.checkpoints.layouts.repvit",
+)

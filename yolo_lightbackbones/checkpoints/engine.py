@@ -5,7 +5,6 @@ file -> tensors by name -> layout (ours, or a published one) -> our names -> che
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +15,10 @@ from torch import Tensor
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints import files, identify
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
-from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
+from yolo_lightbackbones.checkpoints.layouts import layouts_of
+from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
 from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.messages import CUT, flow, listed, printable
-
-PUBLISHED = ("edgevit", "parcnet", "repvit", "conv2former")
-"""Families with checkpoints of their authors; their layouts are in the module of the same name in `layouts`."""
 
 RESEMBLES = 0.8
 """Share of a variant's parameters from which on weights that do not fit exactly are said to look like it."""
@@ -151,18 +148,10 @@ def load_tensors(
     )
 
 
-def layouts_of(family: str) -> tuple[Layout, ...]:
-    """The layouts that a family's weights come in, ours first. A third party's family has ours alone."""
-    if family not in PUBLISHED:
-        return (OURS,)
-    published: tuple[Layout, ...] = importlib.import_module(f"{__package__}.layouts.{family}").LAYOUTS
-    return (OURS, *published)
-
-
 def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
     """What goes where if the file has the layout of which most names are ours after conversion."""
     target = {key: tensor for key, tensor in backbone.state_dict().items() if not backbone.is_setting(key)}
-    candidates = [convert(layout, state) for layout in layouts_of(backbone.family)]
+    candidates = [convert(layout, state) for layout in layouts_of(type(backbone))]
     # "Is this already ours?" comes first: with as many names in place, the earlier layout wins.
     best = max(candidates, key=lambda converted: len(converted.placed.keys() & target.keys()))
     plan = _Plan(best.layout, dropped=list(best.dropped))
@@ -269,7 +258,7 @@ def _explain(
     """Names the file's backbone if it is another one of ours, else lists everything that does not fit."""
     asked = [str(variant) for variant in identify.matching_variants(backbone)]
     wanted = " or ".join(asked) or f"the {type(backbone).__name__} of a custom config"
-    found = identify.recognise(state, layouts_of)
+    found = identify.recognise(state)
     headline = ""
     if found and found.similarity >= RESEMBLES and (found.prefix or not set(map(str, found.variants)) & set(asked)):
         this = " or ".join(map(str, found.variants))

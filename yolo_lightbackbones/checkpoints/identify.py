@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone, Options
-from yolo_lightbackbones.checkpoints.rules import Converted, Layout, convert
+from yolo_lightbackbones.checkpoints.layouts import layouts_of
+from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,23 +63,25 @@ def matching_variants(backbone: Backbone) -> list[Variant]:
 
 
 def full_shapes(variant: Variant) -> Shapes:
-    """Name and shape of everything in a variant's state dict, with all its taps."""
-    return _built(variant.family, variant.short_name, Options(taps=None))
+    """Name and shape of everything in a variant's state dict, with all its taps; nothing if it cannot be built."""
+    with contextlib.suppress(Exception):  # somebody else's family must not keep others from being found
+        return _built(variant.family, variant.short_name, Options(taps=None))
+    return {}
 
 
-def recognise(state: Mapping[str, Tensor], layouts_of: Callable[[str], tuple[Layout, ...]]) -> Recognised | None:
+def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
     """The backbone that the weights resemble most, at the top of their names or inside a larger model.
 
     Args:
         state: tensors by name, as the file has them.
-        layouts_of: family -> the layouts to try.
     """
+    layouts = {family: _usable_layouts(family) for family in registry.families().values()}
     built: dict[Variant, Shapes] = {}
     best: Recognised | None = None
     for prefix in _prefixes(state):
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        for family in registry.families().values():
-            files = [_shapes_of(convert(layout, inside), family) for layout in layouts_of(family.family)]
+        for family, its_layouts in layouts.items():
+            files = [_shapes_of(convert(layout, inside), family) for layout in its_layouts]
             for variant in (Variant(family, name) for name in family.variants):
                 shapes = built[variant] = built.get(variant) or full_shapes(variant)
                 if not any(shapes.keys() & file.keys() for file in files):
@@ -89,6 +94,15 @@ def recognise(state: Mapping[str, Tensor], layouts_of: Callable[[str], tuple[Lay
         if best and best.similarity == 1:
             break  # nothing deeper in the names fits better
     return best
+
+
+def _usable_layouts(family: type[Backbone]) -> tuple[Layout, ...]:
+    """The family's layouts; ours, with a warning, where its card names a module that does not work."""
+    try:
+        return layouts_of(family)
+    except ValueError as error:  # somebody else's card must not keep the weights of other families from being found
+        warnings.warn(str(error), stacklevel=3)
+        return (OURS,)
 
 
 def _similarity(variant: Shapes, file: Shapes, family: type[Backbone]) -> float:

@@ -48,6 +48,7 @@ Sections = Callable[[Collection[str]], Mapping[str, str]]
 
 
 def no_sections(keys: Collection[str]) -> Mapping[str, str]:
+    """Sections of a layout whose names do not depend on which others there are."""
     return {}
 
 

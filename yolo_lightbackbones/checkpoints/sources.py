@@ -1,16 +1,13 @@
-"""Where the authors' weights can be had, and the way from a name to a checked file in the cache.
+"""Downloads published weights: from a release to a checked file in the cache.
 
-Nothing is downloaded unless `fetch` is called. Only addresses that a program can read are in the table; what the others
-offer is in `BY_HAND`.
+Nothing is downloaded unless `fetch` is called.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import time
-from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO
@@ -20,6 +17,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 
+from yolo_lightbackbones.card import Release
 from yolo_lightbackbones.checkpoints import files
 from yolo_lightbackbones.checkpoints.errors import CheckpointError
 from yolo_lightbackbones.messages import flow, listed, printable, quoted
@@ -32,7 +30,7 @@ SLOWEST = 1_000
 """Bytes in a second, on average."""
 
 LARGEST = 1 << 30
-"""Bytes of a file; the largest of the table has 100 MB."""
+"""Bytes of a file; the largest release of the built-in families has 100 MB."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts that need no https."""
@@ -45,100 +43,13 @@ class DownloadError(OSError):
     """Weights could not be fetched, or are not what they should be; the message says how to get them by hand."""
 
 
-@dataclass(frozen=True)
-class Release:
-    """One published file.
-
-    Args:
-        name: what it is asked for by.
-        url: where it is.
-        filename: what it is called in the cache.
-        repo_id: its repository on the Hugging Face hub, if it is there.
-        sha256: its checksum, where somebody published it.
-    """
-
-    name: str
-    url: str
-    filename: str
-    repo_id: str | None = None
-    sha256: str | None = None
-
-    @property
-    def assurance(self) -> str:
-        """A sentence that says what a download is compared with."""
-        if self.sha256:
-            return f"its SHA-256 is compared with a published one, {self.sha256}"
-        if self.repo_id:
-            return "its SHA-256 is compared with the one that the Hugging Face hub states"
-        return "nobody has published its SHA-256; the first download is trusted, later ones are compared with it"
-
-
-def _official_repvit(variant: str, epochs: int, sha256: str | None = None) -> Release:
-    name = f"repvit_{variant}_distill_{epochs}e"
-    url = f"https://github.com/THU-MIG/RepViT/releases/download/v1.0/{name}.pth"
-    return Release(name, url, f"{name}.pth", sha256=sha256)
-
-
-def _timm_repvit(variant: str, epochs: int) -> Release:
-    name = f"repvit_{variant}.dist_{epochs}e_in1k"
-    url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
-    return Release(name, url, f"{name}.safetensors", repo_id=f"timm/{name}")
-
-
-_OFFICIAL = (
-    _official_repvit("m0_6", 300),
-    _official_repvit("m0_9", 300),
-    # Measured by frgfm/holocron, which compared this file's outputs with the authors' code.
-    _official_repvit("m0_9", 450, sha256="b76537a20b8c47ef40c1b884bd88f4f3cae498b90f35c61d32da44c16c221443"),
-    *(_official_repvit(variant, epochs) for variant in ("m1_0", "m1_1", "m1_5", "m2_3") for epochs in (300, 450)),
-)
-"""The links of THU-MIG/RepViT's README at commit 298f420; the later of two files of a variant is the more accurate."""
-
-_TIMM = tuple(
-    _timm_repvit(variant, epochs) for variant in ("m0_9", "m1_0", "m1_1", "m1_5", "m2_3") for epochs in (300, 450)
-)
-"""timm 1.0.31's pretrained RepViT; its m1, m2 and m3 are the paper's first version, another architecture."""
-
-RELEASES: dict[str, Release] = {release.name: release for release in (*_OFFICIAL, *_TIMM)}
-"""Name -> published file."""
-
-SHORT_NAMES: dict[str, Release] = {release.name.split("_distill")[0]: release for release in _OFFICIAL}
-"""Name of a backbone -> its most accurate official file."""
-
-BY_HAND = {
-    "edgevit": (
-        "No EdgeViT weights were ever released by its authors: train it from scratch, or give a file of your own."
-    ),
-    "parcnet": (
-        "ParC-Net-S is a file in its authors' repository, without an address that a program can rely on: download "
-        "pretrained_models/classification/checkpoint_ema_avg.pt from github.com/hkzhang91/ParC-Net with a browser and "
-        "give its path. XS and H are not among the files that its authors list."
-    ),
-    "conv2former": (
-        "Conv2Former's weights are on a file-sharing site that no program can read: download them with a browser, "
-        "starting from github.com/HVision-NKU/Conv2Former, and give the file's path."
-    ),
-}
-"""Family -> how to get its weights."""
-
-
-def find_release(name: str) -> Release:
-    """The published file of that name: a backbone (`repvit_m0_9`), an official file's stem, or timm's name.
-
-    Raises:
-        ValueError: if there is none, with what can be done instead.
-    """
-    wanted = name.strip().removesuffix(".pth")
-    release = RELEASES.get(wanted) or SHORT_NAMES.get(wanted.replace(".", "_"))
-    if release:
-        return release
-    for family, advice in BY_HAND.items():
-        if re.match(rf"{family}([_.]|$)", wanted.lower()):
-            raise ValueError(f"{name!r} cannot be downloaded. {advice}")
-    names = [*SHORT_NAMES, *RELEASES]
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{name!r} is neither a file nor the name of published weights.{hint} Names: {', '.join(names)}.")
+def assurance(release: Release) -> str:
+    """A sentence that says what a download is compared with."""
+    if release.sha256:
+        return f"its SHA-256 is compared with a published one, {release.sha256}"
+    if release.repo_id:
+        return "its SHA-256 is compared with the one that the Hugging Face hub states"
+    return "nobody has published its SHA-256; the first download is trusted, later ones are compared with it"
 
 
 def cache_folder() -> Path:

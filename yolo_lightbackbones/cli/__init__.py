@@ -23,6 +23,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Print the version, or go on to a command, with an output that can print every name."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal's encoding lacks; stderr writes them so anyway
         sys.stdout.reconfigure(errors="backslashreplace")
     if version:

@@ -16,8 +16,7 @@ from rich.table import Table
 
 from yolo_lightbackbones.cli.common import (
     UserError,
-    check_new_file,
-    check_suffix,
+    check_picture,
     errors_for_users,
     messages,
     printable_lines,
@@ -38,6 +37,8 @@ class CategoryMap(str, Enum):
 
 
 class IouKind(str, Enum):
+    """What intersection over union is taken of: boxes or masks."""
+
     BBOX = "bbox"
     SEGM = "segm"
 
@@ -117,12 +118,8 @@ def _check_options(plot: Path | None, force: bool, images: Path | None, only_pre
     """Refuse before any work what could not be done after it."""
     if images is not None and only_predicted:
         raise UserError("--images and --only-predicted each choose the images to evaluate on. Give one of them.")
-    if plot is None:
-        return
-    from yolo_lightbackbones.coco.plot import FORMATS
-
-    check_suffix(plot, "plot", FORMATS)
-    check_new_file(plot, force)
+    if plot is not None:
+        check_picture(plot, "plot", force)
 
 
 def _matched(

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from yolo_lightbackbones import drawing
 from yolo_lightbackbones.messages import printable, quoted
 
 IMAGE_SIZE_HELP = "Side of the image in pixels, or height,width."
@@ -109,3 +110,17 @@ def check_suffix(path: Path, what: str, suffixes: Sequence[str]) -> None:
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"The {what} is {path}; its suffix must be one of {', '.join(suffixes)}.")
+
+
+def check_picture(path: Path, what: str, force: bool) -> None:
+    """Refuse before any work a picture that could not be drawn after it.
+
+    Raises:
+        UserError: for a suffix, a place or a name that is taken, as above, or without matplotlib.
+    """
+    check_suffix(path, what, drawing.FORMATS)
+    check_new_file(path, force)
+    try:
+        drawing.check_matplotlib()
+    except ModuleNotFoundError as error:
+        raise UserError(str(error)) from error

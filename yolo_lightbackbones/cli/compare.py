@@ -17,17 +17,15 @@ from yolo_lightbackbones.cli import completion, targets
 from yolo_lightbackbones.cli.common import (
     IMAGE_SIZE_HELP,
     UserError,
-    check_new_file,
-    check_suffix,
+    check_picture,
     errors_for_users,
     image_size,
     messages,
     print_json,
     progress,
 )
-from yolo_lightbackbones.writing import written_whole
+from yolo_lightbackbones.drawing import new_figure, save_figure
 
-FORMATS = (".png", ".svg", ".pdf")
 WARM_UP = 3
 """Rounds before those that count."""
 
@@ -84,8 +82,7 @@ def _check_options(names: list[str], repeats: int, threads: int | None, output: 
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}; it must be at least 1.")
     if output is not None:
-        check_suffix(output, "picture", FORMATS)
-        check_new_file(output, force)
+        check_picture(output, "picture", force)
 
 
 def _scale_for(name: str, scale: str | None) -> str | None:
@@ -107,7 +104,6 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
     """Everything there is to say about them, as plain data."""
     import torch
 
-    from yolo_lightbackbones import published
     from yolo_lightbackbones.cli.machine import cores, cpu_name
     from yolo_lightbackbones.measure import timing
 
@@ -121,7 +117,7 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
         latencies = timing.interleaved(runs, repeats, warm_up=WARM_UP, progress=advance)
     results = []
     for target, counted, latency in zip(found, costs, latencies, strict=True):
-        figures = published.FIGURES.get(target.name) if target.variant else None
+        figures = target.figures
         results.append(
             {
                 "name": target.name,
@@ -200,14 +196,10 @@ def _machine(document: dict[str, Any]) -> str:
 
 def _draw(document: dict[str, Any], path: Path) -> None:
     """Latency against published accuracy, where all have one, or else against parameters."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     results = document["results"]
     accurate = all(result["top1"] is not None for result in results)
     heights = [result["top1"] if accurate else result["parameters"] / 1e6 for result in results]
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: it would look for a screen
+    figure = new_figure(6.4, 4.4)
     axes = figure.add_subplot()
     for result, value in zip(results, heights, strict=True):
         latency = result["latency_ms"]
@@ -221,5 +213,4 @@ def _draw(document: dict[str, Any], path: Path) -> None:
     axes.set(xlabel=f"latency at {height} x {width} (ms, median and middle half)", ylabel=label)
     axes.set_title(_machine(document), fontsize="small")
     axes.grid(alpha=0.3)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
+    save_figure(figure, path)

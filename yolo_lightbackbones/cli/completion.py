@@ -21,15 +21,18 @@ def variants(incomplete: str) -> list[str]:
 
 
 def backbones(incomplete: str) -> list[str]:
-    """Families and variants: `edgevit`, `edgevit_xxs`."""
-    return [*families(incomplete), *variants(incomplete)]
+    """Families with scale letters, and variants: `edgevit`, `edgevit_xxs`."""
+    from yolo_lightbackbones import registry
+
+    with_letters = [cls.family for cls in registry.families().values() if cls.card.letters]
+    return [*_fitting(with_letters, incomplete), *variants(incomplete)]
 
 
 def published_weights(incomplete: str) -> list[str]:
     """Names of weights that can be downloaded: `repvit_m0_9`."""
-    from yolo_lightbackbones.checkpoints import sources
+    from yolo_lightbackbones.checkpoints import releases
 
-    return _fitting([*sources.SHORT_NAMES, *sources.RELEASES], incomplete)
+    return _fitting(list(releases.by_name()), incomplete)
 
 
 def model_yamls(incomplete: str) -> list[str]:

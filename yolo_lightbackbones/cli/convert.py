@@ -75,7 +75,7 @@ def _check_output(output: Path, force: bool) -> None:
 def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
     """Fill the backbone from a file, from published weights by name, or from the backbone of an Ultralytics model."""
     from yolo_lightbackbones import fusion
-    from yolo_lightbackbones.checkpoints import engine, sources
+    from yolo_lightbackbones.checkpoints import engine, releases, sources
     from yolo_lightbackbones.checkpoints.errors import UltralyticsCheckpointError
     from yolo_lightbackbones.configs import finding
 
@@ -83,8 +83,8 @@ def _load(backbone: Any, weights: str, *, strict: bool) -> Any:
     if not path.exists():
         if path.name != weights or path.suffix in {".pt", ".pth", ".safetensors"}:
             raise UserError(finding.explain_missing(weights) or f"There is no weights file {weights}.")
-        release = sources.find_release(weights)
-        messages().print(f"{release.name}: {release.assurance}.", markup=False)
+        release = releases.find(weights)
+        messages().print(f"{release.name}: {sources.assurance(release)}.", markup=False)
         path = sources.fetch(release)
     try:
         return engine.load_weights(backbone, path, strict=strict)

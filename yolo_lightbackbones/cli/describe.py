@@ -16,9 +16,7 @@ if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does witho
 
 def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     """A backbone alone, for an image of this height and width."""
-    from yolo_lightbackbones import published
-
-    backbone, figures = target.module, published.FIGURES.get(target.name)
+    backbone, figures = target.module, target.figures
     costs = target.count(size, _part_names(backbone))
     return {
         "name": target.name,

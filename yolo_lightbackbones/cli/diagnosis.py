@@ -39,9 +39,6 @@ LIBRARIES = {
 }
 """What is shown -> names of the distributions that it may come from."""
 
-ALSO = {"onnxruntime": ("onnxruntime-gpu",)}
-"""Package of an export format -> other distributions that bring it."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -62,8 +59,7 @@ class Finding:
 
 def versions() -> dict[str, str | None]:
     """What runs here, by name; None for what is not installed. Imports nothing but torch."""
-    runtimes = {name: (name, *ALSO.get(name, ())) for name in formats.packages()}
-    found = {name: installed(*names) for name, names in (LIBRARIES | runtimes).items()}
+    found = {name: installed(*names) for name, names in (LIBRARIES | formats.packages()).items()}
     if found["torch"]:
         found["torch"] += f", {_devices()}"
     return {
@@ -194,7 +190,7 @@ def _ultralytics() -> list[Finding]:
 
     version = str(importlib.import_module("ultralytics").__version__)
     seams = plugin.seams()
-    fits = not any(seam.problem for seam in seams)
+    fits = not any(seam.problem for seam in seams if seam.feature is None)
     tested = f"tested: {plugin.TESTED_VERSIONS}"
     if plugin.is_tested(version):
         found = [Finding("Ultralytics version", OK, f"{version} ({tested})")]
@@ -202,7 +198,7 @@ def _ultralytics() -> list[Finding]:
         text = f"{version} is outside the tested range ({tested}); the seams {'fit' if fits else 'do not fit'}"
         found = [Finding("Ultralytics version", NOTE if fits else WRONG, text, _tested_release(plugin))]
     registered = plugin.is_registered()
-    found += [_seam(seam, registered) for seam in seams]
+    found += [_seam(seam, registered, _tested_release(plugin)) for seam in seams]
     if registered:
         return [*found, _trial()]
     if not fits:
@@ -217,7 +213,10 @@ def _tested_release(plugin: Any) -> str:
     return f'if something fails, install a tested release: pip install "ultralytics>={first},<={last}"'
 
 
-def _seam(seam: Any, registered: bool) -> Finding:
+def _seam(seam: Any, registered: bool, tested_release: str) -> Finding:
+    if seam.problem and seam.feature:
+        text = f"does not fit: {seam.problem}. Without it there is {seam.feature}; everything else works"
+        return Finding(seam.name, WRONG, text, tested_release)
     if seam.problem:
         return Finding(seam.name, WRONG, f"does not fit: {seam.problem}")
     if seam.installed is None:

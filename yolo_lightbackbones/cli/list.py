@@ -72,19 +72,18 @@ def _families(family: str | None) -> list[type[Backbone]]:
 
 
 def _entry(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, Any]:
-    from yolo_lightbackbones import published
-
-    name = f"{cls.family}_{short}"
-    figures = published.FIGURES.get(name)
+    figures = cls.card.figures.get(short)
     entry: dict[str, Any] = {
-        "name": name,
+        "name": f"{cls.family}_{short}",
         "family": cls.family,
         "module": cls.__name__,
+        "title": cls.card.title,
+        "origin": cls.card.origin or None,
         "parameters": None,
         "macs": None,
         "taps": {},
         "published": asdict(figures) if figures else None,
-        "weights": _weights(name),
+        "weights": _weights(cls, short),
         "problem": None,
     }
     try:
@@ -112,18 +111,14 @@ def _with_all_taps(cls: type[Backbone], short: str) -> Backbone:
         return cls(short, Options(taps=None))
 
 
-def _weights(name: str) -> dict[str, Any]:
+def _weights(cls: type[Backbone], short: str) -> dict[str, Any]:
     """Whether weights were published, and what `lightbackbones convert` downloads them by."""
-    from yolo_lightbackbones import published
-    from yolo_lightbackbones.checkpoints import sources
-
-    release = sources.SHORT_NAMES.get(name)
-    by_hand = next((text for family, text in sources.BY_HAND.items() if name.startswith(f"{family}_")), None)
+    release = cls.card.release_of(short)
     return {
-        "status": published.WEIGHTS.get(name),
-        "download": name if release else None,
+        "status": cls.card.weights_of(short),
+        "download": f"{cls.family}_{short}" if release else None,
         "url": release.url if release else None,
-        "by_hand": by_hand,
+        "by_hand": None if release else cls.card.by_hand or None,
     }
 
 
@@ -161,9 +156,10 @@ def _cells(entry: dict[str, Any]) -> list[str]:
 
 
 def _notes(entries: list[dict[str, Any]]) -> list[str]:
-    """Where the figures and the weights of a family are from."""
+    """Lines that say where a family, its figures and its weights come from."""
     figures = [entry["published"] for entry in entries if entry["published"]]
-    lines = [f"ImageNet top-1 as published: {source}" for source in dict.fromkeys(f["source"] for f in figures)]
+    lines = [f"{entries[0]['title']}: {entries[0]['origin']}"] if entries[0]["origin"] else []
+    lines += [f"ImageNet top-1 as published: {source}" for source in dict.fromkeys(f["source"] for f in figures)]
     by_note: dict[str, list[str]] = {}
     for entry in entries:
         for note in _remarks(entry["published"]):

@@ -143,7 +143,7 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.plugin import rows
+    from yolo_lightbackbones.plugin import row
 
     task = tasks.guess_model_task(config)
     name = MODELS.get(task)
@@ -157,11 +157,11 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     untrusted.check_cost(config, channels, model)
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
-    except rows.ConfigError:
+    except row.ConfigError:
         raise
     except KeyError as error:  # what Ultralytics' parser makes of a module that it does not know
         unknown = error.args[0] if error.args else ""
-        if unknown in rows.modules(config):
+        if unknown in row.modules(config):
             said = f"{model} names a module that neither Ultralytics nor this plugin has: {flow(unknown, 80)}"
         else:
             said = f"Ultralytics cannot build {model}: it lacks {quoted(unknown)}"

@@ -16,6 +16,7 @@ from yolo_lightbackbones.messages import quoted
 
 if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does without
     from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.card import Figures
     from yolo_lightbackbones.measure.cost import Costs
 
 HELP = "A variant (repvit_m0_9), a model YAML (yours or ours, yolov5n_repvit.yaml) or a .pt, .pth or .safetensors file."
@@ -49,6 +50,14 @@ class Target:
     divisor: int
     variant: str | None = None
     note: str = ""
+
+    @property
+    def figures(self) -> Figures | None:
+        """What was published about the variant; None for models, and where the card has nothing."""
+        if self.variant is None:
+            return None
+        backbone: Backbone = self.module
+        return backbone.card.figures.get(backbone.resolve_variant(self.variant))
 
     def check(self, size: tuple[int, int]) -> None:
         """Refuse an image of a height and width that the module cannot take."""
@@ -134,7 +143,7 @@ def _file(path: Path, empty: bool) -> Target:
                 "Give a checkpoint that Ultralytics has saved."
             ) from None
         return _model(str(path), "checkpoint", net.float())
-    found = identify.recognise(state, engine.layouts_of)
+    found = identify.recognise(state)
     if found is None or found.similarity < engine.RESEMBLES:
         raise UserError(
             f"{path} holds {len(state)} tensors, but they are the weights of no backbone of ours. "

@@ -86,9 +86,9 @@ def check_model(config: Mapping[str, Any], name: str) -> None:
         UserError: for an activation that is more than a layer of torch.nn, and for modules that are no layers.
         ConfigError: for values that are out of bounds.
     """
-    from yolo_lightbackbones.plugin import rows
+    from yolo_lightbackbones.plugin import limits
 
-    rows.check_bounds(config)
+    limits.check_bounds(config)
     check_activation(config.get("activation"), name)
     number = 0
     for part in ("backbone", "head"):

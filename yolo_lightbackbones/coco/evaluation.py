@@ -51,6 +51,8 @@ NOT_THERE = -1.0
 
 @dataclass(frozen=True)
 class ClassScore:
+    """Average precision of one category; `NOT_THERE` where it has no objects."""
+
     name: str
     objects: int  # crowd regions aside, as in every number
     AP: float
@@ -60,6 +62,8 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
+    """Everything that pycocotools says about some predictions, and how much it looked at."""
+
     metrics: dict[str, float]  # by the names of METRICS; NOT_THERE where there is nothing to take one over
     classes: list[ClassScore]  # one per category
     recalls: NDArray[np.float64]  # (101,), 0 to 1

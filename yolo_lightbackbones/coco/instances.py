@@ -18,6 +18,8 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Image:
+    """An image as an annotation file lists it, with its size in pixels."""
+
     name: str
     width: int
     height: int

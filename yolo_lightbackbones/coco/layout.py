@@ -35,6 +35,7 @@ class Split:
 
 
 def annotation_file(root: Path, name: str) -> Path:
+    """Where the annotations of a split are in a COCO folder, there or not."""
     return root / "annotations" / f"instances_{name}.json"
 
 

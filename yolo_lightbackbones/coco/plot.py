@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from yolo_lightbackbones.coco.evaluation import NOT_THERE, Evaluation
+from yolo_lightbackbones.drawing import new_figure, save_figure
 from yolo_lightbackbones.messages import printable
-from yolo_lightbackbones.writing import written_whole
-
-FORMATS = (".png", ".svg", ".pdf")
 
 
 def plot_curves(evaluation: Evaluation, path: Path, title: str) -> None:
-    """Draw precision at the 101 recalls, the mean over classes; the area under a curve is its AP."""
-    from matplotlib.figure import Figure
+    """Draw precision at the 101 recalls, the mean over classes; the area under a curve is its AP.
 
-    figure = Figure(figsize=(5.0, 4.0), layout="constrained")  # no pyplot: it would look for a screen
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+    """
+    figure = new_figure(5.0, 4.0)
     axes = figure.add_subplot()
     for threshold, precision in evaluation.curves.items():
         if precision.min() <= NOT_THERE:
@@ -27,6 +26,4 @@ def plot_curves(evaluation: Evaluation, path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with written_whole(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file name in a script that the font lacks
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120)
+    save_figure(figure, path)

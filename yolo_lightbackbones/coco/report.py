@@ -46,6 +46,8 @@ NOTES = {
 
 @dataclass
 class SplitReport:
+    """Counts, written files and problems of one split."""
+
     images: int = 0  # in the annotations
     annotations: int = 0
     crowds: int = 0
@@ -69,6 +71,8 @@ class SplitReport:
 
 @dataclass
 class Report:
+    """Everything that `coco-prepare` found and wrote in one folder."""
+
     root: str
     splits: dict[str, SplitReport] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)  # split -> what of it is not there

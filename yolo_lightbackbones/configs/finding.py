@@ -49,7 +49,7 @@ def explain_missing(name: str | PurePath) -> str | None:
     recipes = sorted(found.name for found in (config_dir() / "recipes").glob("*.yaml"))
     names = models if path.suffix.lower() == ".pt" else [*models, *recipes]
     wanted = _letters(path.stem)
-    families = {_letters(PurePath(known).stem.rpartition("_")[2]) for known in models}
+    families = {_letters(PurePath(known).stem.partition("_")[2]) for known in models}
     if not any(family in wanted for family in families):
         return None
     spellings = {_letters(PurePath(one).stem): one for known in names for one in (known, *_scaled_names(known))}

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.backbone import TAPS
+from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.configs import finding
 from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
-from yolo_lightbackbones.messages import flow
+from yolo_lightbackbones.messages import flow, listed, quoted
 
 TASK_TITLES = {
     "detect": "object detection",
@@ -38,23 +37,6 @@ SETTINGS = {
 """Keys of a model YAML and what the comment behind them says."""
 CLASSIFIER_NECK = "yolo26"
 """Whose `-cls` name the classifiers carry: Ultralytics reads a scale letter only off names that begin like its own."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the YAMLs of a family say about it, and which of its variants a scale letter stands for."""
-
-    title: str
-    paper: str
-    variants: Mapping[str, str]
-
-
-FAMILIES = {
-    "edgevit": Family("EdgeViT", "arXiv 2205.03436", {"n": "xxs", "s": "xs", "m": "s"}),
-    "parcnet": Family("ParC-Net", "arXiv 2203.03952", {"n": "xs", "s": "s", "m": "h"}),
-    "repvit": Family("RepViT", "arXiv 2307.09283", {"n": "m0_9", "s": "m1_0", "m": "m1_1", "l": "m1_5", "x": "m2_3"}),
-    "conv2former": Family("Conv2Former", "arXiv 2211.11943", {"n": "n", "s": "t", "m": "s", "l": "b", "x": "l"}),
-}
 
 
 def file_name(neck: str, levels: Sequence[str], task: str, family: str) -> str:
@@ -97,6 +79,11 @@ def write(
         raise ValueError(f"There is no task {task!r}. Allowed: {', '.join(TASKS)}.")
     chosen = NECKS[neck]
     letters = [letter for letter in chosen.scales if not isinstance(variants, Mapping) or letter in variants]
+    if not letters:
+        raise ValueError(
+            f"{title} has variants for the scale letters {', '.join(variants)}, and {neck} has the scales "
+            f"{', '.join(chosen.scales)}. Choose a variant: {listed(registry.list_backbones(backbone), 100)}."
+        )
     if scale is not None:
         if scale not in letters:
             raise ValueError(f"There is no scale {scale!r} of {backbone}. Allowed: {', '.join(letters)}.")
@@ -164,23 +151,30 @@ def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
     """Module, variant or variants by letter, title and paper of a family or a variant.
 
     Raises:
-        ValueError: for a name that is neither.
+        ValueError: for a name that is neither, an unknown variant, or a family whose card has no scale letters.
     """
     by_family = {cls.family: cls for cls in registry.families().values()}
-    wanted = backbone.strip().lower().replace(".", "_")
-    if wanted in FAMILIES:
-        known = FAMILIES[wanted]
-        return by_family[wanted].__name__, known.variants, known.title, f" ({known.paper})"
-    for family, cls in by_family.items():
-        if wanted.startswith(f"{family}_"):
-            variant = cls.resolve_variant(wanted)
-            entry = FAMILIES.get(family)
-            title = f"{entry.title if entry else cls.__name__}-{_shown(variant)}"
-            return cls.__name__, variant, title, f" ({entry.paper})" if entry else ""
+    family = by_family.get(backbone.strip().lower())
+    if family is not None:
+        if not family.card.letters:
+            raise ValueError(
+                f"The card of {family.card.title} has no variants for scale letters. Choose a variant: "
+                f"{listed(registry.list_backbones(family.family), 100)}."
+            )
+        return family.__name__, family.card.letters, family.card.title, _paper(family)
+    found = registry.find(backbone)
+    if found is not None:
+        cls, variant = found
+        return cls.__name__, variant, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
+    with_letters = [name for name, cls in by_family.items() if cls.card.letters]
     raise ValueError(
-        f"There is no backbone {backbone!r}. Allowed: a family ({', '.join(FAMILIES)}), or a variant: "
-        f"{', '.join(registry.list_backbones())}."
+        f"There is no backbone {quoted(backbone)}. Allowed: a family ({', '.join(with_letters)}), or a variant: "
+        f"{listed(registry.list_backbones(), 100)}."
     )
+
+
+def _paper(family: type[Backbone]) -> str:
+    return f" (arXiv {family.card.paper})" if family.card.paper else ""
 
 
 def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
@@ -194,7 +188,10 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> li
     kept = " project=$PWD name=pretrain exist_ok=True" if task == "classify" else ""  # where the next line looks for it
     lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{kept}{choice}"]
     if task == "classify":
-        target = f"--model {file_name('yolov5', TAPS[1:], 'detect', backbone)} --scale {letters[0]} -o init.pt"
+        detector_file = file_name("yolov5", TAPS[1:], "detect", backbone)
+        if finding.find_config(detector_file) is None:  # a variant, or somebody else's family
+            lines.append(f"# lightbackbones new --backbone {backbone} --neck yolov5 --output {detector_file}")
+        target = f"--model {detector_file} --scale {letters[0]} -o init.pt"
         lines.append(f"# lightbackbones convert pretrain/weights/best.pt {target}")
     return lines
 

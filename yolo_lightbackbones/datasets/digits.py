@@ -348,8 +348,9 @@ def _yolo_row(placed: _Placed) -> str:
 
 
 def _coco(images: dict[str, list[_Placed]]) -> dict[str, Any]:
-    """The COCO form of `images` (file name -> digits), with the ids that Ultralytics writes into predictions.json:
-    the number in the file name, and class + 1.
+    """Annotations in COCO's form, of digits by the name of their image's file.
+
+    The ids are those that Ultralytics writes into predictions.json: the number in the file name, and class + 1.
     """
     annotations: list[dict[str, Any]] = []
     for name, digits in images.items():

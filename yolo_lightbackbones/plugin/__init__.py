@@ -7,21 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yolo_lightbackbones.plugin.install import TESTED_VERSIONS as TESTED_VERSIONS
-    from yolo_lightbackbones.plugin.install import Seam as Seam
+    from yolo_lightbackbones.plugin.fit import Seam as Seam
+    from yolo_lightbackbones.plugin.fit import seams as seams
     from yolo_lightbackbones.plugin.install import is_registered as is_registered
-    from yolo_lightbackbones.plugin.install import is_tested as is_tested
     from yolo_lightbackbones.plugin.install import register as register
-    from yolo_lightbackbones.plugin.install import seams as seams
     from yolo_lightbackbones.plugin.install import unregister as unregister
+    from yolo_lightbackbones.plugin.releases import TESTED_VERSIONS as TESTED_VERSIONS
+    from yolo_lightbackbones.plugin.releases import is_tested as is_tested
 
 _HOME = {
-    "TESTED_VERSIONS": "install",
-    "Seam": "install",
+    "TESTED_VERSIONS": "releases",
+    "Seam": "fit",
     "is_registered": "install",
-    "is_tested": "install",
+    "is_tested": "releases",
     "register": "install",
-    "seams": "install",
+    "seams": "fit",
     "unregister": "install",
 }
 

@@ -1,41 +1,64 @@
-"""What an export of our modules needs besides Ultralytics' own exporter, which this module does not know.
+"""What an export of our modules needs besides Ultralytics' own exporter.
 
-An export is all or nothing: a failed one leaves the folder as it was, and no export installs packages unasked.
+Our modules learn the format and whether it has to hold for any size, what INT8 would spoil is kept out of it, the files
+of the export take their places once it has succeeded (`staging.py`), and no export installs packages unasked.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import re
-import secrets
-import shutil
+import functools
+import importlib
+import logging
 import sys
-import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import recording, writing
-from yolo_lightbackbones.plugin import formats
+from yolo_lightbackbones import recording
+from yolo_lightbackbones.plugin import formats, releases
+from yolo_lightbackbones.plugin.models import has_ours
+from yolo_lightbackbones.plugin.staging import Staging
 
 INT8 = (8, "w8a16", "w8a32")
 """Ultralytics' values of `quantize=` that make integers of weights, activations or both."""
 
-_STAGING = ".lightbackbones-export-"
-"""Prefix of the folders that exports work in."""
+UNPREPARED = "no preparation of our layers for exports"
+UNSEEN_INT8 = "no difference between INT8 and other exports of our layers"
+ROUNDED = "no box distances kept in float in INT8 exports"
+UNSTAGED = "no protection of older files when an export fails"
 
-_MINUTE, _DAY = 60, 24 * 60 * 60  # seconds
 
-_STARTED_EMPTY = ("_saved_model", "_axelera_model", "_hailo_model", "_xilinx_model")
-"""Folders that Ultralytics empties first; into other folders of models it writes beside what is there."""
+def on_export_start(exporter: Any) -> None:
+    """Ultralytics' callback: the model is a fused copy, and nothing is written yet.
+
+    Raises:
+        ValueError: if the export would succeed but give a wrong model.
+    """
+    model, options = exporter.model, exporter.args
+    if not has_ours(model):
+        return
+    if problem := misfit_of_arguments(vars(options)):
+        releases.warn_without(UNPREPARED, problem)
+        return
+    refuse_misfits(model, options.format, dynamic=bool(options.dynamic))
+    if problem := misfit_of_precision(vars(options)):
+        releases.warn_without(UNSEEN_INT8, problem)
+    int8 = _is_int8(options)
+    format = formats.find(options.format)
+    recording.record_for(model, any_size=bool(options.dynamic), matrix_from=format.matrices_from(int8=int8))
+    if int8 and format.float_expectation:
+        _expect_in_float(model)
+    _stage(exporter)
 
 
 def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
-    """Raise for what could be written but would not be right.
+    """Refuse an export that would succeed but give a wrong model.
 
     Raises:
         ValueError: for `dynamic=True` in a format in which our modules have not been seen to follow the size.
@@ -50,135 +73,21 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
 
 @contextlib.contextmanager
 def no_hidden_installs() -> Iterator[None]:
-    """Inside this block, MNN's converter neither runs `pip install` nor contacts its makers' server.
-
-    It does the first when it is imported without the package `aliyun-log-python-sdk`, which brings an older protobuf
-    along that the installed onnx may not work with, and the second when it is imported with it. Both are in one module
-    that keeps statistics and that conversion does not need.
-    """
-    name = "MNN.tools.utils.log"
-    before = sys.modules.get(name)
-    stand_in = types.ModuleType(name)
-    stand_in.mnn_logger = None  # type: ignore[attr-defined]
-    sys.modules[name] = stand_in
+    """Inside this block, no converter runs `pip install` or calls home: `Format.silenced` says which ones would."""
+    before = {name: sys.modules.get(name) for name in formats.silenced_modules()}
+    for name, attributes in formats.silenced_modules().items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(dict.fromkeys(attributes))
     try:
         yield
     finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
 
 
-class Staging:
-    """A hidden folder beside a checkpoint that an export writes to. Its files take their places once all are there.
-
-    So an export that fails or is killed leaves every older file as it was, and exports of one checkpoint to several
-    formats at the same time do not write to each other's files, not even to the ONNX file that many of them start with.
-
-    Args:
-        checkpoint: the exported file; results go to its folder.
-        format: Ultralytics' name of the format.
-    """
-
-    def __init__(self, checkpoint: Path, format: str) -> None:
-        self._target = checkpoint.parent
-        self._format = format
-        self._folder = self._target / f"{_STAGING}{secrets.token_hex(8)}"
-        self._new, self._old = self._folder / "new", self._folder / "old"
-        self._lock: int | None = None
-        # Ultralytics names folders by replacing the suffix wherever the path contains it: this one occurs once.
-        self.file = self._new / f"{checkpoint.stem}.{secrets.token_hex(8)}"
-        """Stands for the checkpoint while the export works out the names of its files."""
-
-    @contextlib.contextmanager
-    def step(self, *, last: bool) -> Iterator[None]:
-        """One step of the export. After the last one its files take their places; a failed one discards them.
-
-        Raises:
-            ModuleNotFoundError: if the step does, with the way to install what is missing.
-            Exception: whatever the step raises. Its message names files by where they would have been.
-        """
-        try:
-            self._open()
-            yield
-            if last:
-                self._publish()
-        except BaseException as error:  # an interruption as well
-            self._explain(error)
-            self._close()
-            if isinstance(error, ModuleNotFoundError):
-                raise ModuleNotFoundError(_how_to_install(self._format, error), name=error.name) from error
-            raise
-        if last:
-            self._close()
-
-    def in_place(self, text: str) -> str:
-        """`text` with paths of files in the folder as they are once the files have taken their places."""
-        return re.sub(rf"{re.escape(self._folder.name)}([/\\]+{self._new.name})?([/\\]+|$)", "", text)
-
-    def _open(self) -> None:
-        if not self._folder.exists():
-            _sweep(self._target)
-            self._folder.mkdir()
-            self._lock = _lock(self._folder)
-            self._new.mkdir()
-            self._old.mkdir()
-
-    def _close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _publish(self) -> None:
-        _refuse_truncated(self._new)
-        names = sorted(path.name for path in self._new.iterdir())
-        for file in self._new.rglob("*.py"):  # NCNN's and Paddle's name the files that they load
-            text = file.read_bytes().decode(errors="surrogateescape")
-            file.write_bytes(self.in_place(text).encode(errors="surrogateescape"))
-        for name in names:
-            if name.endswith("_model") and not name.endswith(_STARTED_EMPTY):
-                _add_missing(self._target / name, self._new / name)
-        begun = []
-        with _locked(self._target):
-            try:
-                for name in names:
-                    begun.append(name)
-                    self._place(name)
-            except BaseException:
-                for name in reversed(begun):
-                    self._take_back(name)
-                raise
-
-    def _place(self, name: str) -> None:
-        new, target, old = self._new / name, self._target / name, self._old / name
-        if os.path.lexists(target):
-            if new.is_dir() or target.is_dir():
-                target.rename(old)
-            else:  # linked, so that there is a file of that name at any time
-                try:
-                    os.link(target, old, follow_symlinks=False)
-                except OSError:  # not on this file system
-                    target.rename(old)
-        new.replace(target)
-
-    def _take_back(self, name: str) -> None:
-        new, target, old = self._new / name, self._target / name, self._old / name
-        if not os.path.lexists(new):
-            target.rename(new)
-        if os.path.lexists(old):
-            old.replace(target)
-
-    def _explain(self, error: BaseException) -> None:
-        """Let the error name a file that the user knows."""
-        if isinstance(error, OSError) and error.errno is not None:
-            if isinstance(error.filename, str):
-                error.filename = self.in_place(error.filename) or "."
-            elif error.filename is None and error.errno in writing.CANNOT_WRITE:
-                files = [path for path in self._new.rglob("*") if path.is_file()]
-                latest = max(files, key=lambda path: path.stat().st_mtime_ns, default=self._target)
-                error.filename = self.in_place(str(latest))
-        error.args = tuple(self.in_place(value) if isinstance(value, str) else value for value in error.args)
+# --- INT8 -------------------------------------------------------------------------------------------------------------
 
 
 def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
@@ -199,120 +108,116 @@ def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
     return (shares * bins.view(1, 1, -1, 1)).sum(2)
 
 
-def _refuse_truncated(folder: Path) -> None:
-    """Read back what was written by MNN and by pnnx, which do not notice that a disk is full.
-
-    Raises:
-        OSError: if a file is cut off.
-    """
-    broken = []
-    if mnn := sys.modules.get("MNN"):
-        for file in folder.glob("*.mnn"):
-            try:
-                mnn.Interpreter(str(file))
-            except Exception:  # of no class of its own
-                broken.append(file)
-    if ncnn := sys.modules.get("ncnn"):
-        for file in folder.glob("*_ncnn_model/*.ncnn.param"):
-            net = ncnn.Net()
-            net.opt.num_threads, net.opt.use_winograd_convolution = 1, False  # loading transforms weights otherwise
-            weights = file.with_suffix(".bin")
-            if net.load_param(str(file)) or net.load_model(str(weights)):
-                broken.append(weights)
-    if broken:
-        raise OSError(errno.EIO, "what was written cannot be read back (is the disk full?)", str(broken[0]))
+def _is_int8(options: Any) -> bool:
+    """Whether an export is to have integers; releases before `quantize` called it `int8`."""
+    if hasattr(options, "quantize"):
+        return options.quantize in INT8
+    return bool(getattr(options, "int8", False))
 
 
-def _add_missing(source: Path, folder: Path) -> None:
-    """Add to `folder` what only `source` has: files of exports for other devices, or of the user."""
-    if not (source.is_dir() and folder.is_dir()):
+def _expect_in_float(model: nn.Module) -> None:
+    """Keep the expectation over a box's distances out of quantisation, in every head that computes it."""
+    expectation: Any = getattr(importlib.import_module("ultralytics.nn.modules.block"), "DFL", None)
+    if problem := misfit_of_expectation(expectation):
+        releases.warn_without(ROUNDED, problem)
         return
 
-    def there(within: str, names: list[str]) -> list[str]:
-        counterpart = folder / Path(within).relative_to(source)
-        both = [name for name in names if os.path.lexists(counterpart / name)]
-        return [name for name in both if not ((counterpart / name).is_dir() and _is_folder(Path(within, name)))]
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return expected_distances(x, self.conv.weight.flatten())
 
-    def link(old: str, new: str) -> None:
+    for module in model.modules():
+        if isinstance(module, expectation):
+            module.forward = types.MethodType(forward, module)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _stage(exporter: Any) -> None:
+    """Let the export write to a folder of its own, from where its files take their places when it has succeeded."""
+    methods = formats.find(exporter.args.format).methods
+    if problem := _missing_methods(exporter, methods):
+        releases.warn_without(UNSTAGED, problem)
+        return
+    if exporter.file.name:  # a model without a name is refused by the exporter itself
+        staging = Staging(exporter.file, exporter.args.format)
+        for name in methods:
+            step = getattr(exporter, name)
+            setattr(exporter, name, _all_or_nothing(step, name, exporter, staging, last=name == methods[-1]))
+
+
+def _all_or_nothing(
+    step: Callable[..., Any], name: str, exporter: Any, staging: Staging, *, last: bool
+) -> Callable[..., Any]:
+    log = importlib.import_module("ultralytics.utils").LOGGER
+
+    def name_final_places(record: logging.LogRecord) -> bool:
+        record.msg = staging.in_place(str(record.msg))
+        return True
+
+    @functools.wraps(step)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        checkpoint, exporter.file = exporter.file, staging.file
+        log.addFilter(name_final_places)
         try:
-            os.link(old, new)
-        except OSError:  # not on this file system
-            shutil.copy2(old, new)
+            with staging.step(last=last), no_hidden_installs():
+                result = step(*args, **kwargs)
+        finally:
+            log.removeFilter(name_final_places)
+            exporter.file = checkpoint
+            setattr(exporter, name, step)  # the exporter may be used again
+        return _in_place(result, staging) if last else result
 
-    shutil.copytree(source, folder, symlinks=True, ignore=there, copy_function=link, dirs_exist_ok=True)
+    return run
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
+def _in_place(result: Any, staging: Staging) -> Any:
+    """The result of a step of the exporter: a path, or a tuple that begins with one."""
+    if isinstance(result, tuple):
+        return (_in_place(result[0], staging), *result[1:])
+    return type(result)(staging.in_place(str(result))) if isinstance(result, str | Path) else result
 
 
-def _lock(folder: Path, *, wait: bool = False) -> int | None:
-    """Descriptor that locks the folder until it is closed or the process ends; None if the system has no such locks.
+# --- whether Ultralytics has what this relies on ----------------------------------------------------------------------
 
-    Raises:
-        BlockingIOError: if another process has locked it, and `wait` is false.
-    """
+
+def misfit_of_arguments(names: Collection[str]) -> str | None:
+    """Which arguments of an export are missing among these names; None if all are there."""
+    missing = [name for name in ("format", "dynamic") if name not in names]
+    return f"exports have no argument {' and no '.join(map(repr, missing))}" if missing else None
+
+
+def misfit_of_precision(names: Collection[str]) -> str | None:
+    """Why INT8 exports cannot be told apart by arguments of these names; None if they can."""
+    return None if {"quantize", "int8"} & set(names) else "exports have neither an argument 'quantize' nor 'int8'"
+
+
+def misfit_of_expectation(cls: Any) -> str | None:
+    """Why `expected_distances` cannot stand for this class of Ultralytics, tried on one; None if it can."""
+    name = "ultralytics.nn.modules.block.DFL"
+    if cls is None:
+        return f"{name} is gone"
+    logits = torch.linspace(-2, 2, 4 * 4 * 3).view(1, 4 * 4, 3)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return descriptor
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            head = cls(4)
+            seen, expected = head(logits), expected_distances(logits, head.conv.weight.flatten())
+            fits = bool(torch.allclose(seen, expected, atol=1e-5))
+    except Exception as error:  # whatever it raises, it is no head that we know
+        return f"{name} is built otherwise: {error!r}"
+    return None if fits else f"{name} computes something else than the expected bin numbers"
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Exports that end at the same time put their files into the folder one after the other."""
-    lock = _lock(folder, wait=True)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
+def misfit_of_exporter(module: ModuleType) -> str | None:
+    """Which steps of an export are missing in `ultralytics.engine.exporter`; None if all are there."""
+    exporter, table = getattr(module, "Exporter", None), getattr(module, "export_formats", None)
+    if exporter is None:
+        return "ultralytics.engine.exporter.Exporter is gone"
+    names = table()["Argument"] if callable(table) else formats.FORMATS
+    offered = [name for name in names if name.isidentifier()]  # PyTorch's own has none
+    return _missing_methods(exporter, [method for name in offered for method in formats.find(name).methods])
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed exports have left in this folder, and put back what they had moved away."""
-    with _locked(target):
-        for folder in target.glob(f"{_STAGING}*"):
-            with contextlib.suppress(OSError):
-                _clear(folder, target)
-
-
-def _clear(folder: Path, target: Path) -> None:
-    """The same for one folder.
-
-    Raises:
-        OSError: if another export is at work in it.
-    """
-    age = time.time() - folder.lstat().st_mtime
-    if not _is_folder(folder) or age < _MINUTE:  # its owner may not have locked it yet
-        return
-    lock = _lock(folder)
-    try:
-        if lock is not None or age > _DAY:
-            for old in folder.glob("old/*"):
-                if not os.path.lexists(target / old.name):
-                    old.rename(target / old.name)
-            shutil.rmtree(folder)
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _how_to_install(format: str, error: ModuleNotFoundError) -> str:
-    extra = formats.find(format).extra
-    how = (
-        f'install what it needs, in a clone of yolo_lightbackbones, with: pip install ".[{extra}]"'
-        if extra
-        else "docs/exports.md says which packages it was tested with"
-    )
-    own = "" if extra in (None, "export") else ", best in an environment of its own"
-    return f"format={format} needs the package {error.name}, which is not installed; {how}{own}."
+def _missing_methods(exporter: Any, names: Collection[str]) -> str | None:
+    missing = [name for name in dict.fromkeys(names) if not callable(getattr(exporter, name, None))]
+    return f"ultralytics.engine.exporter.Exporter has no {', '.join(missing)}" if missing else None

@@ -19,11 +19,11 @@ LIKE = "C2f"
 
 
 class MisfitError(Exception):
-    """The parser is not one that can be told about more classes; the message ends a sentence that begins with it."""
+    """The parser cannot be told about more classes. The message continues a sentence that begins with its name."""
 
 
 class _Probe(nn.Module):
-    """Keeps what the parser builds it with."""
+    """A layer that keeps the arguments it is built with."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -60,7 +60,11 @@ def _with_names(parser: Callable[..., Any], classes: Mapping[str, type[nn.Module
 
 
 def _try_out(parser: Callable[..., Any]) -> None:
-    """Parse two rows of which it is known what has to come out."""
+    """Parse two rows whose result is known, and compare.
+
+    Raises:
+        MisfitError: if the result is another one.
+    """
     rows = [[-1, 4, "Probe", [128, {"n": "n"}]], [-1, 1, "Probe", [24]]]
     # depth 0.5, width 0.25, at most 64 channels before that, then rounded up to a multiple of 8
     config = {"nc": 1, "scales": {"n": [0.5, 0.25, 64]}, "scale": "n", "backbone": rows, "head": []}

@@ -5,6 +5,7 @@ It is loaded together with Ultralytics' `checks`, before torch may be wanted: im
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -26,14 +27,20 @@ class Patches:
         self._undo: list[Callable[[], None]] = []
 
     def keep(self, undo: Callable[[], None]) -> None:
-        """Remember how to take something off that is about to be put on; `undo` must bear that it is gone already."""
+        """Remember how to take off what is put on next. `undo` must not fail if it is gone already."""
         self._undo.append(undo)
 
     def remove(self) -> None:
-        """Take everything off, the last first. What others have put on top since stays."""
+        """Take everything off, the last first. What others have put on top since stays.
+
+        Raises:
+            Exception: what taking something off raises, after everything else is off.
+        """
         self.active = False
-        while self._undo:
-            self._undo.pop()()
+        with contextlib.ExitStack() as undone:
+            for undo in self._undo:
+                undone.callback(undo)
+            self._undo.clear()
 
     def set(
         self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]], home: ModuleType
@@ -108,8 +115,14 @@ class Patches:
 
 def is_ours(function: Any) -> bool:
     """Whether the function is one that `Patches` put there, whatever others have wrapped around it since."""
-    while function is not None:
-        if getattr(function, "__globals__", None) is globals():
-            return True
-        function = getattr(function, "__wrapped__", None)
-    return False
+    return unpatched(function) is not function
+
+
+def unpatched(function: Any) -> Any:
+    """The original of a function that `Patches` put there; any other function itself."""
+    below = function
+    while below is not None:
+        if getattr(below, "__globals__", None) is globals():
+            return below.__wrapped__
+        below = getattr(below, "__wrapped__", None)
+    return function

@@ -1,4 +1,4 @@
-"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no Ultralytics and no family.
+"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no family.
 
 Ultralytics sorts parameters into groups by name and shape: what is neither a bias nor in one of torch's own norms
 decays, and under MuSGD every parameter with two or four dimensions is made orthogonal, as if it were a matrix. For our
@@ -8,7 +8,12 @@ branch, and where. And depthwise kernels, circular kernels and embeddings have f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.plugin import releases
 
 WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 """What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised, biases."""
@@ -23,6 +29,16 @@ WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 BUFFER, MUON_SGD_BUFFER = "momentum_buffer", "momentum_buffer_SGD"
 """MuSGD's state. In a group that it orthogonalises, the first is an average of gradients and the second SGD's sum of
 them; in other groups the first is SGD's sum, and there is no second."""
+
+UNSORTED = "no optimizer groups of their own for layer scales, position embeddings and depthwise kernels"
+
+
+def on_pretrain_routine_end(trainer: Any) -> None:
+    """Ultralytics' callback on every worker: the optimizer is built (or resumed), and nothing is trained yet."""
+    try:
+        regroup(trainer.optimizer, trainer.model)
+    except ValueError as error:
+        warnings.warn(f"{error} Ultralytics {releases.version()} trains it as it trains its own layers.", stacklevel=2)
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
@@ -34,7 +50,8 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     run (after a loss of NaN). Groups and parameters that are added later are saved behind the others of their group.
 
     Raises:
-        ValueError: if there is no group to move them to. Nothing is moved then.
+        ValueError: if there is no group to move them to, or a group does not do what its label says. Nothing is moved
+            then.
     """
     groups = optimizer.param_groups
     names = {id(param): name for name, param in model.named_parameters()}
@@ -60,9 +77,17 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 
 
 def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it."""
+    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it.
+
+    Raises:
+        ValueError: if the group does not do what its label says.
+    """
     label = group.get("param_group")
     if label in {WEIGHT, NO_DECAY, MUON, BIAS}:
+        if label == NO_DECAY and group.get("weight_decay"):
+            raise ValueError(f"The optimizer's group {label!r} has a weight decay of {group['weight_decay']}.")
+        if (label == MUON) != bool(group.get("use_muon")):
+            raise ValueError(f"The optimizer's group {label!r} has use_muon={group.get('use_muon')}.")
         return str(label)
     if group.get("use_muon"):
         return MUON
@@ -73,7 +98,7 @@ def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
 
 
 def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
-    """By the id of a parameter: from which kind of group to which other it has to move."""
+    """`id` of a parameter -> kind of the group it is in -> kind of the group that it has to move to."""
     wanted: dict[int, dict[str, str]] = {}
     for part in (module for module in model.modules() if isinstance(module, Backbone | BlockRow)):
         kept_whole = part.no_weight_decay()
@@ -94,7 +119,7 @@ def _is_matrix(module: nn.Module) -> bool:
 def _group_like(
     groups: Sequence[dict[str, Any]], kinds: Sequence[str], kind: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """The group of that kind with the learning rate of `source`, or the last of that kind.
+    """The group of a kind that has the learning rate of `source`, or the last group of that kind.
 
     The rate they start from: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
     """
@@ -163,7 +188,7 @@ def _as_now(
 
 
 def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
-    """MuSGD's state of a parameter that it orthogonalised, for one that it does not: the same sum of gradients.
+    """Convert MuSGD's state of an orthogonalised parameter into that of any other: the same sum of gradients.
 
     A state of 0.1.0 has the sum in the place of the average, and nothing else; it stays as it is.
     """
@@ -174,7 +199,59 @@ def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
-    """The other way: an average of gradients is (1 - momentum) times their sum, weight decay included."""
+    """Convert a state back (see `_as_sgd`).
+
+    The average of gradients is (1 - momentum) times their sum, which includes weight decay.
+    """
     if BUFFER not in state:
         return state
     return {**state, BUFFER: state[BUFFER] * (1 - momentum), MUON_SGD_BUFFER: state[BUFFER]}
+
+
+# --- whether Ultralytics sorts parameters as this expects -------------------------------------------------------------
+
+
+class _Tiny(nn.Module):
+    """A model with one parameter of each kind, without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+
+
+def misfit_of_groups(build_optimizer: Callable[..., torch.optim.Optimizer]) -> str | None:
+    """How Ultralytics' groups differ from what `regroup` expects, tried on a model of two layers; None if they do not.
+
+    Args:
+        build_optimizer: the method of Ultralytics' trainer.
+    """
+    trainer = SimpleNamespace(args=SimpleNamespace(lr0=0.01), data={"nc": 1})
+    for optimizer, matrix in (("SGD", WEIGHT), ("MuSGD", MUON)):
+        model = _Tiny()
+        names = {id(param): name for name, param in model.named_parameters()}
+        expected = {"model.0.weight": matrix, "model.1.weight": NO_DECAY, "model.1.bias": BIAS}
+        try:
+            with _muted():
+                groups = build_optimizer(trainer, model, name=optimizer, lr=0.01, decay=0.01).param_groups
+            seen = {names[id(param)]: _kind(group, names) for group in groups for param in group["params"]}
+        except Exception as error:  # whatever it raises, it is no method that we know
+            return f"BaseTrainer.build_optimizer fails for {optimizer} on a model of two layers: {error!r}"
+        if seen != expected:
+            return f"BaseTrainer.build_optimizer sorts parameters for {optimizer} into {seen}, not {expected}"
+    return None
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Without lines in Ultralytics' log about an optimizer that trains nothing."""
+    log = importlib.import_module("ultralytics.utils").LOGGER
+
+    def drop(_record: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(drop)
+    try:
+        yield
+    finally:
+        log.removeFilter(drop)

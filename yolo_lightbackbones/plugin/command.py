@@ -1,0 +1,27 @@
+"""The `yolo` command: a mistake in a YAML is one sentence there, not a traceback of Ultralytics."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from yolo_lightbackbones.plugin.row import ConfigError
+
+
+def runs_here() -> bool:
+    """Whether this process is the `yolo` command."""
+    entry_point = getattr(sys.modules.get("__main__"), "entrypoint", None)
+    return getattr(entry_point, "__module__", None) == "ultralytics.cfg"
+
+
+def excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What takes the place of `sys.excepthook`."""
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, ConfigError):
+            print(f"yolo_lightbackbones: {error}", file=sys.stderr)
+        else:
+            original(kind, error, trace)
+
+    return excepthook

@@ -1,0 +1,195 @@
+"""What the plugin needs of Ultralytics, and whether the installed release has it. Nothing is changed here.
+
+Without the essential places the plugin stays away from Ultralytics: they are looked at before anything is installed.
+Other places are needed by one feature only. That feature looks at them when it is used first and is off if they do not
+fit; here they are tried out for `seams`, which may take a moment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from yolo_lightbackbones import registry
+from yolo_lightbackbones.plugin import exporting, models, parse_model, training
+from yolo_lightbackbones.plugin.patching import is_ours
+from yolo_lightbackbones.plugin.row import TAP
+
+CALLBACKS = {
+    "on_export_start": exporting.on_export_start,
+    "on_pretrain_routine_end": training.on_pretrain_routine_end,
+}
+"""Event of Ultralytics -> what runs then."""
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A place of Ultralytics that the plugin attaches to, or needs.
+
+    Args:
+        name: `ultralytics.nn.tasks.parse_model`, `callback on_export_start`, `module EdgeViT`.
+        problem: what does not fit; None if it fits.
+        installed: whether the plugin is on it in this process; None where it puts nothing.
+        feature: what there is not if it does not fit, as in `"no folding"`; None if the plugin then stays away
+            altogether.
+    """
+
+    name: str
+    problem: str | None
+    installed: bool | None
+    feature: str | None = None
+
+
+class Ultralytics(NamedTuple):
+    """Its modules that hold essential seams."""
+
+    tasks: ModuleType
+    checks: ModuleType
+    callbacks: ModuleType
+    torch_utils: ModuleType
+
+
+class Need(NamedTuple):
+    """A place that one feature needs.
+
+    Args:
+        name: of the seam.
+        module: of Ultralytics.
+        attribute: its path in the module; empty for the module itself.
+        misfit: says what does not fit in the place.
+        feature: as in `Seam`.
+    """
+
+    name: str
+    module: str
+    attribute: str
+    misfit: Callable[[Any], str | None]
+    feature: str
+
+
+OPTIONAL = (
+    Need("marks on layers", "ultralytics.nn.tasks", "parse_model", models.misfit_of_marks, models.UNFOLDED),
+    Need("rows of blocks", "ultralytics.nn.tasks", "parse_model", parse_model.misfit_of_blocks, parse_model.NO_BLOCKS),
+    Need(
+        "optimizer groups",
+        "ultralytics.engine.trainer",
+        "BaseTrainer.build_optimizer",
+        training.misfit_of_groups,
+        training.UNSORTED,
+    ),
+    Need(
+        "arguments of exports",
+        "ultralytics.utils",
+        "DEFAULT_CFG_DICT",
+        exporting.misfit_of_arguments,
+        exporting.UNPREPARED,
+    ),
+    Need(
+        "argument quantize",
+        "ultralytics.utils",
+        "DEFAULT_CFG_DICT",
+        exporting.misfit_of_precision,
+        exporting.UNSEEN_INT8,
+    ),
+    Need("steps of exports", "ultralytics.engine.exporter", "", exporting.misfit_of_exporter, exporting.UNSTAGED),
+    Need(
+        "expectation of DFL",
+        "ultralytics.nn.modules.block",
+        "DFL",
+        exporting.misfit_of_expectation,
+        exporting.ROUNDED,
+    ),
+)
+
+
+def ultralytics() -> Ultralytics:
+    """Its modules that hold essential seams; with the autoload active, importing the first registers the plugin.
+
+    Raises:
+        ImportError: if Ultralytics cannot be imported.
+    """
+    return Ultralytics(
+        importlib.import_module("ultralytics.nn.tasks"),
+        importlib.import_module("ultralytics.utils.checks"),
+        importlib.import_module("ultralytics.utils.callbacks.base"),
+        importlib.import_module("ultralytics.utils.torch_utils"),
+    )
+
+
+def seams() -> list[Seam]:
+    """Every seam: whether it fits the installed Ultralytics, and whether the plugin is on it. Changes nothing.
+
+    Places that one feature needs are among them if all essential places fit; the plugin stays away otherwise.
+
+    Raises:
+        ImportError: if Ultralytics cannot be imported.
+    """
+    found = essential(ultralytics())
+    return found if any(seam.problem for seam in found) else [*found, *map(_look_at, OPTIONAL)]
+
+
+def essential(package: Ultralytics) -> list[Seam]:
+    """The seams without which the plugin stays away."""
+    return [*_functions(package), *_callbacks(package), *_names(package)]
+
+
+def _functions(package: Ultralytics) -> list[Seam]:
+    tasks, checks, _, torch_utils = package
+    model = getattr(tasks, "BaseModel", None)
+    needs = [
+        (tasks, "parse_model", ["d", "ch"]),
+        (tasks, "Index", []),
+        (model, "fuse", ["self"]),
+        (model, "is_fused", ["self"]),
+        (model, "load", ["self", "weights"]),
+        (checks, "check_file", ["file"]),
+        (torch_utils, "get_flops", ["model", "imgsz"]),
+    ]
+    found = []
+    for owner, name, arguments in needs:
+        value = getattr(owner, name, None)
+        label = f"{getattr(owner, '__name__', 'ultralytics.nn.tasks.BaseModel')}.{name}"
+        problem = None
+        if not callable(value):
+            problem = f"{label} is gone"
+        elif list(inspect.signature(value).parameters)[: len(arguments)] != arguments:
+            problem = f"{label}{inspect.signature(value)} does not start with ({', '.join(arguments)})"
+        found.append(Seam(label, problem, is_ours(value) if arguments else None))
+    return found
+
+
+def _callbacks(package: Ultralytics) -> list[Seam]:
+    found = []
+    for event, callback in CALLBACKS.items():
+        listed: Any = getattr(package.callbacks, "default_callbacks", {}).get(event)
+        gone = f"ultralytics.utils.callbacks.base.default_callbacks has no {event!r}"
+        fits = isinstance(listed, list)
+        found.append(Seam(f"callback {event}", None if fits else gone, fits and callback in listed))
+    return found
+
+
+def _names(package: Ultralytics) -> list[Seam]:
+    found = []
+    names = {**registry.families(), **dict.fromkeys((TAP, *registry.block_rows()))}  # of the latter, none is put there
+    for name, cls in names.items():
+        held = getattr(package.tasks, name, None)
+        clash = hasattr(package.tasks, name) and held is not cls
+        problem = f"ultralytics.nn.tasks has a {name} of its own" if clash else None
+        found.append(Seam(f"module {name}", problem, None if cls is None else held is cls))
+    return found
+
+
+def _look_at(need: Need) -> Seam:
+    place = ".".join(filter(None, (need.module, need.attribute)))
+    try:
+        found: Any = importlib.import_module(need.module)
+    except ImportError as error:
+        return Seam(need.name, f"{need.module} cannot be imported: {error}", None, need.feature)
+    for part in filter(None, need.attribute.split(".")):
+        found = getattr(found, part, None)
+    problem = f"{place} is gone" if found is None else need.misfit(found)
+    return Seam(need.name, problem, None, need.feature)

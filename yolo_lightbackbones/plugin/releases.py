@@ -1,0 +1,33 @@
+"""Which releases of Ultralytics the plugin was tested with, and which one runs here."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+
+TESTED_VERSIONS = "8.4.150 to 8.4.190"
+"""Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
+
+
+def is_tested(version: str) -> bool:
+    """Whether this release of Ultralytics is within `TESTED_VERSIONS`."""
+    first, last, given = (
+        tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (*TESTED_VERSIONS.split(" to "), version)
+    )
+    return first <= given <= last
+
+
+def version() -> str:
+    """The release that is imported, for messages."""
+    return str(getattr(sys.modules.get("ultralytics"), "__version__", "(unknown version)"))
+
+
+def warn_without(feature: str, problem: str) -> None:
+    """Warn that one feature is off because a place of Ultralytics that only this feature needs does not fit."""
+    warnings.warn(
+        f"yolo_lightbackbones does not fit Ultralytics {version()} in one place: {problem}. Without it there is "
+        f"{feature}; everything else works. Tested with {TESTED_VERSIONS}; install that, or a newer "
+        f"yolo_lightbackbones.",
+        stacklevel=3,
+    )
