@@ -17,6 +17,7 @@ from yolo_lightbackbones import Backbone, Options, create_backbone, fuse, load_w
 from yolo_lightbackbones.cli import app
 from yolo_lightbackbones.layers import ConvNorm
 from yolo_lightbackbones.plugin import register, rows
+from yolo_lightbackbones.plugin.row import ConfigError
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 YAML = """
@@ -112,11 +113,12 @@ def test_it_is_a_module_of_model_yamls(tmp_path: Path) -> None:
 
 def test_a_tap_that_it_does_not_offer_names_the_row(tmp_path: Path) -> None:
     config = {"yaml_file": "my.yaml", "backbone": [[-1, 1, "Direct", ["a"]], [0, 1, "Tap", ["P2"]]], "head": []}
-    with pytest.raises(rows.ConfigError, match=r"my\.yaml, row 1 .*Direct has no tap P2\. Allowed, one of: P3, P4\."):
+    with pytest.raises(ConfigError, match=r"my\.yaml, row 1 .*Direct has no tap P2\. Allowed, one of: P3, P4\."):
         rows.translate(config, 3, registry.families())
 
 
-def test_it_is_exported(tmp_path: Path) -> None:
+def test_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a model without a file is exported to
     model = detector(tmp_path)
     path = model.export(format="torchscript", imgsz=64)
     image = torch.rand(1, 3, 64, 64)
