@@ -17,6 +17,7 @@ from yolo_lightbackbones import Backbone, Options, create_backbone, fuse, load_w
 from yolo_lightbackbones.cli import app
 from yolo_lightbackbones.layers import ConvNorm
 from yolo_lightbackbones.plugin import register, rows
+from yolo_lightbackbones.plugin.row import ConfigError
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 YAML = """
@@ -116,7 +117,8 @@ def test_a_tap_that_it_does_not_offer_names_the_row(tmp_path: Path) -> None:
         rows.translate(config, 3, registry.families())
 
 
-def test_it_is_exported(tmp_path: Path) -> None:
+def test_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a model without a file is exported to
     model = detector(tmp_path)
     path = model.export(format="torchscript", imgsz=64)
     image = torch.rand(1, 3, 64, 64)
@@ -167,6 +169,7 @@ def test_options_come_one_way() -> None:
         Toy("a", pretrained=True)
     with pytest.raises(ValueError, match=r"taps is 'P2'; give a sequence of taps: \('P2',\)"):
         Toy("a", taps="P2")
+    assert str(Options(taps=["P3"], init="scratch")) == "Options(taps=('P3',), init='scratch')"
     for channels in (0, 8193, True, "3"):
         with pytest.raises(ValueError, match=r"the image has .* channels; from 1 to 8192 are taken"):
             Options(in_channels=channels)  # type: ignore[arg-type]

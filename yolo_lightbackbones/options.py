@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from yolo_lightbackbones.bounds import is_number, is_whole
@@ -88,7 +88,7 @@ ROW_OPTIONS: Mapping[str, Option] = {
 """Options of a backbone row in a model YAML. `Options` has the same names, and `normed_taps` instead of `tap_norm`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Options:
     """How a backbone is built.
 
@@ -126,6 +126,11 @@ class Options:
             value = getattr(self, name)
             if name != "drop_path_rate" or value is not None:
                 ROW_OPTIONS[name].check(name, value)
+
+    def __repr__(self) -> str:
+        """Only what differs from the defaults, since Ultralytics prints it in its table of layers."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return f"Options({', '.join(f'{field.name}={value!r}' for field, value in values if value != field.default)})"
 
     def choose_taps(self, offered: Iterable[str], name: str) -> tuple[str, ...]:
         """The taps that are asked for, out of those on offer, shallow to deep; `name` is what errors call the backbone.
