@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that a terminal's encoding lacks; stderr writes them so anyway
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     if version:
         typer.echo(f"yolo_lightbackbones {__version__}")
