@@ -320,7 +320,7 @@ def on_two_disks() -> bytes:
         ),
         (lambda: archive(W, {"data/\u00e9": bytes(16)}).replace("\u00e9".encode(), b"\xaa\xaa"), "is damaged"),
         (lambda: archive(W, {"constants.pkl": b""}), "is a TorchScript archive"),
-        (lambda: archive(W, {"byteorder": b"big"}), "another order of bytes"),
+        (lambda: archive(W, {"byteorder": b"big"}), "another byte order"),
         (lambda: archive(W, {}), "values that it names are missing"),
         (lambda: archive(W, {"data/0": bytes(8)}), "values that it names are missing"),
         (lambda: archive(W).replace(b"archive/data.pkl", b"archive/data.pkk"), "some other zip archive"),

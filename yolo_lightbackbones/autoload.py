@@ -1,24 +1,24 @@
-"""Runs at interpreter start through `yolo_lightbackbones_autoload.pth`: waits for Ultralytics, installs the plugin.
+"""Installs the plugin when Ultralytics is imported; `yolo_lightbackbones_autoload.pth` starts it in every interpreter.
 
-So a plain `yolo` process, a notebook, a DDP worker and an unpickling `YOLO("best.pt")` all know our modules. Nothing is
-imported here that Python does not have loaded already; torch and Ultralytics come when the user imports them.
-`YOLO_LIGHTBACKBONES_AUTOLOAD=0` turns it off, in the `.pth` file, before any of this is read.
+So a plain `yolo` process, a notebook, a DDP worker and a process that unpickles `YOLO("best.pt")` all know our modules.
+This module imports only what Python has loaded already; torch and Ultralytics are imported when the user imports them.
+`YOLO_LIGHTBACKBONES_AUTOLOAD=0` turns it off: the `.pth` file checks the variable before it imports this module.
 """
 
 import sys
 
 LOOKUP = "ultralytics.utils.checks"
-"""Our YAMLs can be found as soon as this is there: the `yolo` command asks for `cfg=` before it imports any model."""
+"""Once it is imported, our YAMLs can be found: the `yolo` command looks for `cfg=` before it imports any model."""
 PLUGIN = "ultralytics.nn.tasks"
-"""Everything else is installed when models can be built."""
+"""Once it is imported, models can be built, and the rest of the plugin is installed."""
 TARGETS = (LOOKUP, PLUGIN, "ultralytics.utils.callbacks.base", "ultralytics.utils.torch_utils")
-"""The plugin is on the other two as well, and goes on again if they are executed anew, as `importlib.reload` does."""
+"""Modules to watch. The plugin patches the last two as well, and patches them again after an `importlib.reload`."""
 
 
 class AfterImport:
-    """A finder that finds nothing of its own: it adds our step behind the execution of a few of Ultralytics' modules.
+    """An import hook that calls `install` after each module of `TARGETS`; the other finders find the modules.
 
-    It stays: a module can be imported anew, or for the first time after an import that failed.
+    It stays in `sys.meta_path`: a module can be imported again, for example after an import that failed.
     """
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # importing types costs start-up time
@@ -40,14 +40,14 @@ class AfterImport:
 
 
 def install(name: str) -> None:
-    """Install what belongs on this module; whatever goes wrong is a warning, never a failed `import ultralytics`."""
+    """Install the part of the plugin that belongs to a module; errors become warnings, so the import never fails."""
     try:
         if name == LOOKUP:
             from yolo_lightbackbones.plugin import lookup
 
             lookup.install(sys.modules[name])
         else:
-            # While Ultralytics is imported anew, its other modules come before the parser, which brings everything.
+            # When all of Ultralytics is imported again, these modules come before PLUGIN, which installs everything.
             plugin, tasks = sys.modules.get("yolo_lightbackbones.plugin.install"), sys.modules.get(PLUGIN)
             is_registered = getattr(plugin, "is_registered", None)  # another thread may be importing it just now
             if name == PLUGIN or (is_registered is not None and is_registered() and hasattr(tasks, "parse_model")):
@@ -63,11 +63,11 @@ def install(name: str) -> None:
 
 
 def activate() -> None:
-    """Start to wait for Ultralytics, once."""
+    """Start waiting for Ultralytics; a second call does nothing."""
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport())
 
 
 def deactivate() -> None:
-    """Wait no longer."""
+    """Stop waiting for Ultralytics."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, AfterImport)]

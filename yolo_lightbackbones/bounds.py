@@ -1,8 +1,8 @@
-"""How much a value of a stranger's YAML may stand for.
+"""Limits for the values of a YAML of unknown origin.
 
-Aliases make a YAML short and its values many: seven lines of nine aliases each are 4,782,969 values. Loading such a
-file takes no time, since an alias is a reference; code that walks through the values does not come back. `extent`
-visits what is repeated once, and refuses what is too much.
+Aliases let a short YAML stand for many values: seven lines of nine aliases each are 4,782,969 values. Such a file loads
+at once, because an alias is a reference, but code that walks through all values never ends. `extent` visits a repeated
+value once, and refuses a value that is too large.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any, TypeGuard
 from yolo_lightbackbones.messages import quoted
 
 MOST_VALUES = 100_000
-"""In a model YAML, with every alias written out; the bundled ones have under 1,000."""
+"""Most values in a model YAML, with every alias written out; the bundled ones have under 1,000."""
 DEEPEST = 32
+"""Most levels of nesting."""
 LARGEST_NUMBER = 1_000_000
 """Largest number of classes, of channels, or of anything else that a row counts."""
 LONGEST_TEXT = 200
-"""Characters of a text in a row. Ultralytics reads all of them as Python literals, whose parser has limits."""
+"""Longest text in a row, in characters. Ultralytics reads every text as a Python literal, whose parser has limits."""
 
 
 class BoundsError(ValueError):
-    """A value is too much; the message goes behind what it is called."""
+    """A value is too large or too deep. The message calls it "it": the caller puts the name of the value in front."""
 
 
 def children(value: Any) -> Iterable[Any] | None:
@@ -44,14 +45,14 @@ def extent(
     inside: Callable[[Any], Iterable[Any] | None] = children,
     level: int = 0,
 ) -> tuple[int, int]:
-    """How many values a value stands for when its aliases are written out, and how deeply they are nested.
+    """Count the values that a value stands for when its aliases are written out, and their levels of nesting.
 
     Args:
-        value: what a YAML file gives.
-        seen: what has been visited, by `id`, and its extent; None while it is being visited.
-        check: called for every single value.
-        inside: what a value holds.
-        level: how deep the value itself is.
+        value: any value that was read from a YAML file.
+        seen: extents of the containers visited so far, by `id`; None while a container is being visited.
+        check: called with every single value.
+        inside: gives the items of a container, None for a single value.
+        level: depth of the value itself.
 
     Raises:
         BoundsError: for more than `MOST_VALUES`, more than `DEEPEST` levels, or a value that contains itself.
@@ -91,10 +92,10 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def check_scalar(value: Any) -> None:
-    """Refuse a number or a text that nobody means.
+    """Refuse a number or a text that is too large to be meant.
 
     Raises:
-        BoundsError: for numbers beyond `LARGEST_NUMBER`, as they are or in a text, and for texts over `LONGEST_TEXT`.
+        BoundsError: for a number above `LARGEST_NUMBER`, also inside a text, and for a text above `LONGEST_TEXT`.
     """
     if isinstance(value, str):
         if len(value) > LONGEST_TEXT:

@@ -1,8 +1,8 @@
-"""What is known about a family of backbones besides its code, as one record of plain data.
+"""The card of a family of backbones: everything known about it besides its code, as one record of plain data.
 
-A family's `Card` says what it is called, where it was published, which variant a scale letter picks, what the authors
-measured, and where weights are. `lightbackbones list`, `new` and `convert`, the model YAMLs, and the loading and
-recognising of weights read it. Everything but the title is optional. This module knows neither torch nor a family.
+A family's `Card` holds its name, its paper, the variant of each scale letter, the published figures, and where weights
+are. It is read by `lightbackbones list`, `new` and `convert`, by the model YAMLs, and when weights are loaded or
+recognised. Everything but the title is optional. This module knows neither torch nor a family.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
 
 STATUSES = ("by hand", "none listed", "none released")
-"""What a card may say about the weights of a variant without a release."""
+"""Allowed values of `Card.weights`, for variants without a release."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was published about the classifier of a variant.
+    """Published figures of the image classifier with a variant as its backbone.
 
     Args:
         top1: accuracy on ImageNet-1k, in percent.
@@ -49,12 +49,12 @@ class Release:
         name: the name that `lightbackbones convert` takes for this file.
         url: the address of the file.
         filename: its name in the download cache; by default `name` with the suffix of the address.
-        variant: short name of the variant that the weights are of.
+        variant: short name of the variant that the weights belong to.
         repo_id: its repository on the Hugging Face hub, if it is there.
         sha256: its checksum, if somebody published one.
 
     Raises:
-        ValueError: if the name or the file name could not be the name of a file.
+        ValueError: if the name or the file name cannot be the name of a file.
     """
 
     name: str
@@ -71,13 +71,13 @@ class Release:
             if not re.fullmatch(r"\w[\w.+-]*", value):
                 raise ValueError(
                     f"The {title} of the release at {quoted(self.url)} is {quoted(value)}; it must be letters, digits, "
-                    "'_', '.', '+' and '-', and begin with one of the first three."
+                    "'_', '.', '+' and '-', and begin with a letter, a digit or '_'."
                 )
 
 
 @dataclass(frozen=True)
 class Card:
-    """One family of backbones, for readers and for the commands. Variants go by their short names.
+    """Everything known about one family of backbones besides its code. Variants have their short names here.
 
     Args:
         title: the family's name as its paper writes it: `"ParC-Net"`.
@@ -87,14 +87,14 @@ class Card:
         former_names: other names of the family, which error messages recognise.
         letters: scale letter -> variant, for model YAMLs of the whole family.
         figures: variant -> published figures.
-        releases: files that can be downloaded. The first of a variant is what the variant's full name stands for.
+        releases: files that can be downloaded. The full name of a variant stands for its first release.
         weights: variant without a release -> one of `STATUSES`.
         by_hand: sentences that say how to get the weights that no release offers.
         layouts: dotted name of a module whose `LAYOUTS` is a tuple of `checkpoints.rules.Layout`, one for each naming
             of parameters in published files. It is imported when weights are loaded.
 
     Raises:
-        ValueError: for a value that is not allowed, with what is.
+        ValueError: for a value that is not allowed; the message says what is allowed.
     """
 
     title: str
@@ -139,10 +139,10 @@ class Card:
             raise ValueError(f"The card of {self.title} has {both[0]!r} both in weights and in releases; keep one.")
 
     def check_variants(self, variants: Collection[str]) -> None:
-        """Refuse a card that names variants which the family does not have.
+        """Refuse a card that names a variant which the family does not have.
 
         Raises:
-            ValueError: naming the first of them, with the closest match.
+            ValueError: for the first such variant, with the closest match.
         """
         for place, variant in self._named_variants():
             if variant not in variants:

@@ -1,8 +1,8 @@
-"""Values quoted in messages, within bounds.
+"""Quotes values in messages, short and printable, and suggests similar names.
 
-Errors quote files of strangers. A few hundred bytes of YAML aliases can stand for millions of values, and a name can
-hold line breaks or terminal codes. So a quotation is cut at a number of characters, at a depth, and where a value
-contains itself, and nothing unprintable gets through.
+Errors quote files of unknown origin. A few hundred bytes of YAML aliases can stand for millions of values, and a name
+can contain line breaks or terminal codes. So a quotation has a limited length and depth, stops where a value contains
+itself, and escapes characters that cannot be printed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def listed(values: Iterable[Any], limit: int = 12) -> str:
 
 
 def did_you_mean(given: str, names: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """The closest of `names` as a hint behind a sentence, `" Did you mean 'repvit'?"`; empty if none is close.
+    """The closest of `names` as a hint to add to a sentence, `" Did you mean 'repvit'?"`; empty if none is close.
 
     Args:
-        given: the name that nobody knows; its first 200 characters count.
-        names: the allowed ones.
-        cutoff: similarity from which on a name is close, 0..1.
+        given: the unknown name; only its first 200 characters are compared.
+        names: the allowed names.
+        cutoff: smallest similarity of a close name, 0..1.
     """
     close = difflib.get_close_matches(given[:200], names, n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
@@ -68,7 +68,7 @@ def _joined(pieces: Iterator[str], limit: int) -> str:
 
 
 def _pieces(value: Any, *, as_python: bool, inside: tuple[int, ...] = ()) -> Iterator[str]:
-    """The quotation bit by bit, so that the rest of a huge one is never made."""
+    """Yield a quotation piece by piece, so that the part of a huge one that is cut off is never made."""
     if isinstance(value, Mapping | Sequence | Set) and not isinstance(value, str | bytes | bytearray):
         opening, closing = _brackets(value, as_python)
         if id(value) in inside or len(inside) == _DEPTH:

@@ -1,7 +1,7 @@
-"""From a name to a family and one of its variants, and from there to its card.
+"""The registry: finds the family and the variant that a name stands for.
 
-A name stands for exactly one thing: a second registration of a family is an error, and so is a family with which a name
-would stand for two variants.
+A name stands for exactly one thing. Registering a family twice is an error, and so is registering a family that would
+give a name a second meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
 _BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
-"""Class names of the families that come with the package; module `backbones.<name in lower case>`."""
+"""Class names of the families that come with the package; each is in the module `backbones.<name in lower case>`."""
 
 _families: dict[str, type[Backbone]] = {}
 _loaded = False
@@ -54,7 +54,7 @@ def register_backbone(cls: BackboneT) -> BackboneT:
 
 
 def families() -> dict[str, type[Backbone]]:
-    """Class name, as written in model YAMLs -> family class: the built-in ones first."""
+    """All registered families, the built-in ones first: class name, as written in model YAMLs -> class."""
     _load_families()
     return dict(_families)
 
@@ -106,7 +106,7 @@ def create_backbone(
 
 
 def find(name: str) -> tuple[type[Backbone], str] | None:
-    """The family and the short name of the variant with this full name; None if it begins with no family's name.
+    """Find the family and the short name of a variant by its full name; None if that begins with no family's name.
 
     Raises:
         ValueError: for an unknown variant of a family, with the closest match.
@@ -122,17 +122,17 @@ def find(name: str) -> tuple[type[Backbone], str] | None:
 
 
 def family_in(name: str) -> type[Backbone] | None:
-    """The family whose name is `name` or what it begins with, `repvit` in `repvit_m0_9`; of several, the longest."""
+    """The family whose name is at the start of `name`, `repvit` in `repvit_m0_9`; of several, the longest name wins."""
     wanted = _spelt(name)
     begun = [cls for cls in families().values() if f"{wanted}_".startswith(f"{cls.family}_")]
     return max(begun, key=lambda cls: len(cls.family), default=None)
 
 
 def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[Backbone], str | None] | None:
-    """Family and variant that a name of other projects stands for; None if it is like none.
+    """Guess the family and the variant that a name from another project stands for; None if it resembles no family.
 
-    `RepViTM0_9` and `RepViT-M0.9` are spelt differently, `edgeformer_s` is ParC-Net's former name, and timm puts the
-    training behind the variant, `repvit_m0_9.dist_450e_in1k`. The variant is None where only the family is named.
+    `RepViTM0_9` and `RepViT-M0.9` are other spellings, `edgeformer_s` is ParC-Net's former name, and timm puts the
+    training after the variant: `repvit_m0_9.dist_450e_in1k`. The variant is None if the name gives only the family.
     """
     words = [word for word in re.split(r"[\W_]+", name[:200].lower()) if word]
     for count in range(len(words), 0, -1):
@@ -155,7 +155,7 @@ def built_in() -> list[type[Backbone]]:
 
 
 def _spelt(name: str) -> str:
-    """A name as the table has it: `RepViT_M0.9` -> `repvit_m0_9`."""
+    """A name in the spelling of the registry: `RepViT_M0.9` -> `repvit_m0_9`."""
     return name.strip().lower().replace(".", "_")
 
 
@@ -165,7 +165,7 @@ def _names(cls: type[Backbone]) -> dict[str, str]:
 
 
 def _load_families() -> None:
-    """Import the built-in families and the entry points, once, when the first name is asked for."""
+    """Import the built-in families and the entry points on the first call; later calls do nothing."""
     global _loaded
     if _loaded:
         return
@@ -204,19 +204,17 @@ def _add(cls: type[Backbone]) -> None:
 
 
 def _check_meanings(cls: type[Backbone]) -> None:
-    """Refuse a family with which a name would stand for two things."""
+    """Refuse a family that would give a name a second meaning."""
     taken = {name: meaning for other in _families.values() for name, meaning in _meanings(other)}
     taken |= {short: f"the variant {short!r} of {cls.__name__}" for short in cls.variants if short in _names(cls)}
     for name, meaning in _meanings(cls):
         if name in taken:
-            raise ValueError(
-                f"The name {name!r} would stand for {taken[name]} and for {meaning}. Choose another for the latter."
-            )
+            raise ValueError(f"The name {name!r} would stand for {taken[name]} and for {meaning}. Rename the latter.")
         taken[name] = meaning
 
 
 def _meanings(cls: type[Backbone]) -> Iterator[tuple[str, str]]:
-    """Every name that a family brings, and what it stands for."""
+    """Yield every name that a family adds, and what the name stands for."""
     yield cls.family, f"the family of {cls.__name__}"
     for name, variant in _names(cls).items():
         yield name, f"the variant {variant!r} of {cls.__name__}"

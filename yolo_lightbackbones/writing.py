@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; every writer of the package goes through here."""
+"""Atomic writing: a file appears complete or not at all. All writers of the package use this module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from yolo_lightbackbones.messages import printable
 
 ENDING = ".part"
-_DAY = 24 * 60 * 60  # seconds; what is younger may belong to a run that is still at work
+_DAY = 24 * 60 * 60  # seconds; a younger file may belong to a run that is still writing
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 """Error numbers of a full disk, a read-only folder and the like."""
@@ -28,11 +28,11 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write to that becomes `path` at the end: a reader, or an interruption, never meets half a file.
+    """Give a temporary file that becomes `path` when the block ends without an error: `path` is never half written.
 
-    It lies in the same folder under a name that nobody can foresee, and is created only if nothing has that name: a
-    link that somebody has put there is not followed, and two containers that share a folder do not mix their bytes.
-    What killed runs have left of the same file is removed a day later.
+    It is created in the same folder under a random name, and only if nothing has that name: a link that somebody has
+    put there is not followed, and two containers that share a folder do not mix their bytes. Temporary files of `path`
+    that killed runs have left are removed a day later.
 
     Raises:
         WriteError: for a full disk, a read-only folder and the like, naming `path`.
@@ -58,12 +58,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A full disk, a read-only folder and the like as an error that names `path`, for writers of whole folders.
+    """Turn errors such as a full disk or a read-only folder into one that names `path`; for writers of whole folders.
 
-    Python's own error names no file where it is met in the middle of one.
+    Python's own error names no file if it occurs in the middle of writing one.
 
     Raises:
-        WriteError: for what keeps a file from being written.
+        WriteError: for a full disk, a read-only folder and the like, naming `path`.
     """
     try:
         yield
@@ -74,13 +74,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file completely or not at all, see `written_whole`."""
+    """Write a file completely or not at all; see `written_whole`."""
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """The same for text: UTF-8, with the line ends as they are on every system."""
+    """Write a text file completely or not at all: in UTF-8, with the line ends of `content` on every system."""
     write_bytes(path, content.encode())
 
 

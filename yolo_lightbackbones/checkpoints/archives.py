@@ -1,7 +1,7 @@
-"""The formats of weights files: where in a file which tensor has its values.
+"""The formats of weights files: finds the tensors of a file, and the places of their values.
 
-Three of them: the zip archives of `torch.save`, its format from before torch 1.6, and safetensors. Each is read from
-one open file, so that what is checked is what is used. No code of the file runs: see `pickles`.
+There are three formats: the zip archives of `torch.save`, its format before torch 1.6, and safetensors. A file is
+opened once, so that the checked content is the content used. No code of the file runs: see `pickles`.
 
 Sources: `torch/serialization.py` and `torch/csrc/jit/serialization/pickler` (the archive's records).
 """
@@ -28,33 +28,33 @@ from yolo_lightbackbones.checkpoints.pickles import Interpreter, MalformedError,
 from yolo_lightbackbones.messages import printable, quoted
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""First bytes of files of `torch.save`, now and before torch 1.6."""
+"""First bytes of a file of `torch.save`: now, and before torch 1.6."""
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """Values of the first two pickles of the older format."""
 
 EXPANSION = 4
-"""Largest size of the tensors, as a multiple of the file: some share memory, a constant may be one number."""
+"""Largest size of all tensors, as a multiple of the file's size: some share memory, a constant may be one number."""
 
 FREE_BYTES = 1 << 26
-"""Which every file may expand to."""
+"""Bytes that the tensors of any file may have in addition to that."""
 
 _BYTE_SIZED = (
     *("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "complex64", "complex128"),
     *("float16", "bfloat16", "float32", "float64"),
     *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
 )
-"""Data types of which torch can make plain tensors."""
+"""Data types whose values torch can read as plain bytes."""
 
 AGAIN = "Download or copy it again."
 
 
 class UnreadableError(Exception):
-    """The file is no weights file, or is damaged; the text goes on after its name: "is empty."."""
+    """The file is not a weights file, or is damaged; the message continues the file's name: "is empty."."""
 
 
 class ForeignError(Exception):
-    """The file needs classes or functions that weights do not."""
+    """The file needs classes or functions that weights do not need; `names` has them."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -71,13 +71,13 @@ class Span:
 
 @dataclass
 class Contents:
-    """What a file holds.
+    """The content of a weights file.
 
     Args:
-        file: open for reading.
-        size: of the file in bytes.
-        value: mappings, lists and so on, with `TensorRef`s for tensors; of a safetensors file, its tensors themselves.
-        spans: where the storages are.
+        file: the file, open for reading.
+        size: its size in bytes.
+        value: mappings, lists and so on, with `TensorRef`s for tensors; for a safetensors file, the tensors themselves.
+        spans: name of a storage -> its place in the file.
     """
 
     file: BinaryIO
@@ -87,7 +87,7 @@ class Contents:
     _buffers: dict[str, bytearray] = field(default_factory=dict)
 
     def tensors(self, found: Mapping[str, TensorRef | Tensor]) -> dict[str, Tensor]:
-        """Read them; those without values become tensors on the meta device.
+        """Read the values of tensors; those without values in the file become tensors on the meta device.
 
         Raises:
             UnreadableError: if a tensor lies outside the file or its storage, or all of them would need far more memory
@@ -129,10 +129,11 @@ class Contents:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, never a folder, pipe or device, which could block or have no end.
+    """Open a regular file for reading; a folder, a pipe or a device, which could block or have no end, is refused.
 
     Raises:
-        FileNotFoundError, UnreadableError
+        FileNotFoundError: if there is no such file.
+        UnreadableError: if it is not a regular file, or cannot be opened.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -143,7 +144,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}.") from error
     try:
-        _check_kind(os.fstat(file.fileno()).st_mode)  # it may have been exchanged since
+        _check_kind(os.fstat(file.fileno()).st_mode)  # it may have been replaced since
     except UnreadableError:
         file.close()
         raise
@@ -158,10 +159,11 @@ def _check_kind(mode: int) -> None:
 
 
 def read(file: BinaryIO, *, safetensors: bool) -> Contents:
-    """What an open file holds, without the values of its tensors.
+    """Read an open file, without the values of its tensors.
 
     Raises:
-        UnreadableError, ForeignError
+        UnreadableError: if it is not a weights file, or is damaged.
+        ForeignError: if it needs classes or functions that weights do not need.
     """
     size = os.fstat(file.fileno()).st_size
     start = file.read(4) if size else b""
@@ -177,10 +179,10 @@ def read(file: BinaryIO, *, safetensors: bool) -> Contents:
 
 
 def read_span(file: BinaryIO, span: Span) -> bytes:
-    """The bytes of a part of the file.
+    """Read the bytes of a part of the file.
 
     Raises:
-        UnreadableError: if the file is shorter, or they are not what was written.
+        UnreadableError: if the file is too short, or the bytes do not match their checksum.
     """
     file.seek(span.start)
     content = file.read(span.size)
@@ -195,15 +197,15 @@ def read_span(file: BinaryIO, span: Span) -> bytes:
 
 
 def interpreter(file: BinaryIO, span: Span, size: int) -> Interpreter:
-    """For the pickle in a part of a file."""
+    """Make an interpreter for the pickle in a part of a file of `size` bytes."""
     return Interpreter(io.BytesIO(read_span(file, span)), size)
 
 
 def check_size(needed: int, size: int) -> None:
-    """Refuse a file of `size` bytes whose tensors would need far more memory.
+    """Refuse a file of `size` bytes whose tensors need `needed` bytes of memory, if that is far more.
 
     Raises:
-        UnreadableError
+        UnreadableError: if it is more than `EXPANSION` times the size, plus `FREE_BYTES`.
     """
     if needed > EXPANSION * size + FREE_BYTES:
         raise UnreadableError(
@@ -228,7 +230,7 @@ def _zip(file: BinaryIO, size: int) -> Contents:
 
 
 def zip_records(file: BinaryIO, size: int) -> dict[str, Span]:
-    """Where the records of a `torch.save` archive are, by their names within its only folder.
+    """Find the records of a `torch.save` archive: name inside its only folder -> place in the file.
 
     Raises:
         UnreadableError: if it is another archive, is damaged, or has records that are compressed or overlap.
@@ -271,7 +273,7 @@ def zip_records(file: BinaryIO, size: int) -> dict[str, Span]:
 
 
 def _old(file: BinaryIO, size: int) -> Contents:
-    """Five pickles, and the storages one after the other: elements, 8 bytes, then values."""
+    """Read the format before torch 1.6: five pickles, then per storage its number of elements (8 bytes) and values."""
     reader = Interpreter(file, size)
     try:
         magic = reader.load()
@@ -305,7 +307,7 @@ def _old(file: BinaryIO, size: int) -> Contents:
 
 def _check_order(little: bool) -> None:
     if little != (sys.byteorder == "little"):
-        raise UnreadableError("was written on a machine with another order of bytes. Convert it there to safetensors.")
+        raise UnreadableError("was written on a machine with another byte order. Convert it there to safetensors.")
 
 
 def _cannot(error: MalformedError, reader: Interpreter, size: int | None = None) -> UnreadableError | ForeignError:
@@ -320,7 +322,7 @@ def _cannot(error: MalformedError, reader: Interpreter, size: int | None = None)
 
 
 def _safetensors(file: BinaryIO, size: int) -> Contents:
-    """Read by the format's own library, which checks that every tensor lies within the file."""
+    """Read a safetensors file with the format's own library, which checks that every tensor lies within the file."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -335,7 +337,7 @@ def _safetensors(file: BinaryIO, size: int) -> Contents:
 
 
 def _plain_dtype(ref: TensorRef) -> torch.dtype | None:
-    """The dtype of a tensor whose values we read."""
+    """The dtype of a tensor; None if its values are not read."""
     if ref.storage is None or ref.dtype not in _BYTE_SIZED or ref.storage.dtype not in _BYTE_SIZED:
         return None
     dtype: torch.dtype | None = getattr(torch, ref.dtype, None)

@@ -21,24 +21,24 @@ from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.messages import CUT, flow, listed, printable
 
 RESEMBLES = 0.8
-"""Share of a variant's parameters from which on weights that do not fit exactly are said to look like it."""
+"""Smallest share of equal names and shapes at which an error says that weights look like a variant."""
 
 SHOWN = 20
-"""Names that an error lists of each kind."""
+"""Most names that an error lists for each kind of problem."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did.
+    """The result of `load_weights`.
 
     Args:
-        layout: whose parameter names the file has: `yolo_lightbackbones`, `official`, `timm`, ...
+        layout: the naming of parameters in the file: `yolo_lightbackbones`, `official`, `timm`, ...
         loaded: the backbone's keys that were filled.
-        dropped: the file's keys that were expected and not needed: heads, stages that the backbone did not build, and
-            norms behind taps that it does not have.
+        dropped: the file's keys that were expected but not needed: heads, stages that the backbone did not build, and
+            norms after taps that it does not have.
         missing: the backbone's keys that kept their values. Only with `strict=False`.
-        unexpected: the file's keys that found no place. Only with `strict=False`.
-        adapted: those of the loaded keys whose tensor was made to fit another number of image channels.
+        unexpected: the file's keys that have no place in the backbone. Only with `strict=False`.
+        adapted: the loaded keys whose tensor was adapted to another number of image channels.
     """
 
     layout: str
@@ -59,7 +59,7 @@ class LoadReport:
 
 @dataclass
 class _Plan:
-    """What would be copied where, and everything that speaks against it."""
+    """The planned copies from a file to a backbone, and every problem with them."""
 
     layout: Layout
     copies: dict[str, Tensor] = field(default_factory=dict)
@@ -87,23 +87,24 @@ class _Plan:
 def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
     """Fill a backbone with the weights of a file: a published checkpoint, or a state dict of ours.
 
-    Reads `.pth`, `.pt` and `.safetensors`, never running code from the file. Values are converted to the backbone's
-    dtype; for images of other than 3 channels the first convolution is adapted. Nothing is changed when it raises.
+    Reads `.pth`, `.pt` and `.safetensors`, and never runs code from the file. Values are converted to the backbone's
+    dtype; if images do not have 3 channels, the first convolution is adapted. If it raises, nothing was changed.
 
-    The taps become those of the implementation that the file is from: timm takes RepViT's P2 to P4 one block earlier
-    than the authors do, and a file in timm's layout gives timm's feature maps. A state dict of ours says which.
+    The taps become those of the implementation that the file comes from: timm takes RepViT's P2 to P4 one block earlier
+    than the authors do, and a file in timm's layout gives timm's feature maps. A state dict of ours stores its own.
 
     Args:
         backbone: an unfused backbone, whose parameters and buffers are overwritten.
         path: the file.
-        strict: every tensor of the file must have its place and every parameter its tensor, classifier heads and stages
-            that were not built excepted. If False, what fits is loaded and the report says what did not.
+        strict: if True, every tensor of the file must have a place and every parameter a tensor, except classifier
+            heads and stages that were not built. If False, everything that fits is loaded and the report lists the
+            rest.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: (a `ValueError`) if the file is no checkpoint, belongs to another backbone, or does not fit;
-            the message counts everything that does not and lists the first of each kind.
-        ValueError: if the backbone is fused, or has no memory for values.
+        CheckpointError: (a `ValueError`) if the file is not a checkpoint, belongs to another backbone, or does not fit;
+            the message counts all problems and lists the first of each kind.
+        ValueError: if the backbone is fused, or is on the meta device.
     """
     _check_target(backbone)
     state, others = files.read_tensors(path)
@@ -113,18 +114,18 @@ def load_weights(backbone: Backbone, path: str | os.PathLike[str], *, strict: bo
 def load_tensors(
     backbone: Backbone, state: Mapping[str, Tensor], *, source: str, others: Sequence[str] = (), strict: bool = True
 ) -> LoadReport:
-    """`load_weights` for tensors that are read already.
+    """Fill a backbone with tensors that have been read already; otherwise like `load_weights`.
 
     Args:
         backbone: as in `load_weights`.
         state: tensors by name, in any layout.
-        source: what to call them in errors.
-        others: names that came with them and have no tensors.
+        source: the name of their file in errors.
+        others: names of entries beside them that are not tensors.
         strict: as in `load_weights`.
 
     Raises:
         CheckpointError: if they do not fit.
-        ValueError: if the backbone is fused, or has no memory for values.
+        ValueError: if the backbone is fused, or is on the meta device.
     """
     _check_target(backbone)
     plan = _make_plan(backbone, state)
@@ -149,10 +150,10 @@ def load_tensors(
 
 
 def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
-    """What goes where if the file has the layout of which most names are ours after conversion."""
+    """Plan the copies with the layout that converts most keys of the file to keys of the backbone."""
     target = {key: tensor for key, tensor in backbone.state_dict().items() if not backbone.is_setting(key)}
     candidates = [convert(layout, state) for layout in layouts_of(type(backbone))]
-    # "Is this already ours?" comes first: with as many names in place, the earlier layout wins.
+    # Our own layout is the first one, and of layouts with equally many matches the first wins.
     best = max(candidates, key=lambda converted: len(converted.placed.keys() & target.keys()))
     plan = _Plan(best.layout, dropped=list(best.dropped))
     unbuilt = _unbuilt_stages(backbone, best)
@@ -176,7 +177,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
                 plan.misfits[key] = (ours, wrong)
             else:
                 plan.copies[ours] = tensor
-    # A counter that only a momentum of None would read, some tools leave it out; and norms that no published file has.
+    # Counters, which only a momentum of None would read and some tools leave out; and norms that no published file has.
     optional = {key for key in target if key.endswith(".num_batches_tracked") or backbone.is_extra(key)}
     plan.missing = [key for key in target if key not in best.placed and key not in optional]
     return plan
@@ -206,21 +207,21 @@ def _check_target(backbone: Backbone) -> None:
 
 
 def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
-    """Our keys of stages that the variant has and this backbone, for its taps, did not build."""
+    """Our keys of stages that the variant has but this backbone did not build, because no tap needs them."""
     beyond = [key for key in converted.placed if backbone.is_unbuilt(key)]
     if not beyond:
         return set()
     names = {key for variant in identify.matching_variants(backbone) for key in identify.full_shapes(variant)}
-    # A backbone of a custom config has no name by which to look up what its stages would have been.
+    # A custom config is not a known variant, so nobody knows the keys of its other stages.
     return {key for key in beyond if not names or key in names}
 
 
 def adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
-    """The first convolution's weight for images of other than 3 channels, as timm does it.
+    """Adapt the first convolution's weight to images that do not have 3 channels, as timm does.
 
-    One channel: the sum over RGB, which sees a grey image as before. Otherwise RGB repeated and scaled by 3 / channels,
-    so that activations keep their size. Weights that were trained on BGR are turned to RGB first: images of other than
-    3 channels reach the stem as they are. For the same reason they reach it without ImageNet's mean and deviation.
+    For one channel it becomes the sum over RGB, which gives the same result on a grey image. For others RGB is repeated
+    and scaled by 3 / channels, so that activations keep their size. Weights trained on BGR are reordered to RGB first:
+    images that do not have 3 channels reach the stem as they are, neither reordered nor normalised.
     """
     channels = target.shape[1]
     if weight.ndim != 4 or target.ndim != 4 or weight.shape[1] != 3 or channels == 3:
@@ -232,7 +233,7 @@ def adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it has a value for every place, in memory: not sparse, not quantised, not on the meta device."""
+    """Whether a tensor has all its values in memory: it is not sparse, not quantised, not on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
@@ -255,7 +256,7 @@ def _explain(
     plan: _Plan,
     problems: Sequence[str],
 ) -> str:
-    """Names the file's backbone if it is another one of ours, else lists everything that does not fit."""
+    """Make the error text: it names the file's backbone if that is another one of ours, else it lists all problems."""
     asked = [str(variant) for variant in identify.matching_variants(backbone)]
     wanted = " or ".join(asked) or f"the {type(backbone).__name__} of a custom config"
     found = identify.recognise(state)
@@ -267,7 +268,7 @@ def _explain(
         if found.prefix:
             headline = (
                 f"this is a larger model; the part of it called {found.prefix!r} {verb} {this}, and you asked for "
-                f"{wanted}. Save that part alone, its names without this prefix. "
+                f"{wanted}. Save only that part, its names without this prefix. "
             )
         if found.similarity == 1:
             return f"{source}: {headline.strip()}"
@@ -282,7 +283,7 @@ def _dims(tensor: Tensor) -> str:
 
 
 def _lines(keys: Sequence[str]) -> str:
-    """The first `SHOWN` keys, one a line, and how many more there are: a file can have any number of any length."""
+    """The first `SHOWN` keys, one per line, and the number of others: a file can have any number of keys."""
     lines = [flow(key, 300) for key in keys[:SHOWN]]
     if len(keys) > SHOWN:
         lines.append(f"{CUT} ({len(keys) - SHOWN:,} more)")

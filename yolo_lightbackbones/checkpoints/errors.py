@@ -1,11 +1,11 @@
-"""What goes wrong with a checkpoint."""
+"""Errors about checkpoints."""
 
 from __future__ import annotations
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read as weights, or whose weights do not fit the backbone; nothing was changed."""
+    """The file cannot be read as weights, or its weights do not fit the backbone; nothing was changed."""
 
 
 class UltralyticsCheckpointError(CheckpointError):
-    """A checkpoint of a whole Ultralytics model, which pickles its layers and not their weights alone."""
+    """The file is a checkpoint of a whole Ultralytics model, which pickles the layers and not only their weights."""

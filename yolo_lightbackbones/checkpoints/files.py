@@ -1,4 +1,4 @@
-"""From a file to its tensors; runs no code that a file may hold, and changes nothing that belongs to the process."""
+"""Reads the tensors of a weights file; runs no code from the file, and changes no state of the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolo_lightbackbones.checkpoints.pickles import TensorRef, kind_of
 from yolo_lightbackbones.messages import flow, listed, printable
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
-"""What weights files are usually called; any other name is read like `.pth`."""
+"""Usual suffixes of weights files; a file with any other suffix is read like `.pth`."""
 
 WRAPPERS = (
     "model",
@@ -28,16 +28,16 @@ WRAPPERS = (
     "ema_state_dict",
     "ema",
 )
-"""Where training scripts keep the weights, in the order in which they are looked for.
+"""Keys under which training scripts store the weights, in the order of the search.
 
-Plain weights come before averaged ones: it is them that the published evaluation scripts read.
+Plain weights come before averaged ones, because the published evaluation scripts read the plain ones.
 """
 
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
 
 AVERAGE_COUNT = "n_averaged"
-"""What torch.optim.swa_utils.AveragedModel keeps beside its module."""
+"""Counter that torch.optim.swa_utils.AveragedModel stores beside its module."""
 
 MAX_DEPTH = 8
 """Deepest nesting of mappings searched for weights, and most prefixes removed."""
@@ -46,19 +46,19 @@ LONGEST_NAME = 200
 """Longest name of a parameter in characters; the longest of ours has 60."""
 
 MOST_TENSORS = 50_000
-"""In one set of weights; the largest backbone has 700, a detector around it 2,000."""
+"""Most tensors in one set of weights; the largest backbone has 700, a detector around it 2,000."""
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights in a file on the CPU, and the names of entries among them that are no tensors.
+    """Read the weights of a file to the CPU, and the names of entries among them that are not tensors.
 
-    Wrappers of training scripts are opened, prefixes of parallel training removed. Tensors that are sparse, quantised
-    or without values in the file are on the meta device.
+    Wrappers of training scripts are opened, prefixes of parallel training are removed. Tensors that are sparse,
+    quantised or without values in the file are on the meta device.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is no checkpoint, is damaged, cannot be read, would need far more memory than it
-            has bytes, or holds objects whose loading would run code.
+        CheckpointError: if the file is not a checkpoint, is damaged, cannot be read, would need far more memory than it
+            has bytes, or contains objects whose loading would run code.
     """
     path = Path(path)
     shown = flow(path, 1000)
@@ -84,7 +84,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[
 
 
 def _refusal(shown: str, classes: Sequence[str]) -> CheckpointError:
-    """Why a file that holds objects of these classes is not read, and what to do with it."""
+    """The error for a file with objects of these classes: why it is not read, and what to do with it."""
     if any(name.startswith("ultralytics.") for name in classes):
         return UltralyticsCheckpointError(
             f"{shown} is a checkpoint of an Ultralytics model, not the weights of a backbone. To start from it, use it "
@@ -92,16 +92,16 @@ def _refusal(shown: str, classes: Sequence[str]) -> CheckpointError:
             f"model: lightbackbones convert {shown} --model MODEL.yaml -o init.pt"
         )
     return CheckpointError(
-        f"{shown} holds pickled Python objects ({listed(classes, 4)}), not weights alone. Reading them could run any "
+        f"{shown} holds pickled Python objects ({listed(classes, 4)}), not only weights. Reading them could run any "
         "code, so the file is refused. If you trust it, load it where it was made and save its weights: "
         "torch.save(model.state_dict(), 'weights.pth')"
     )
 
 
 def _unwrap(loaded: Any, shown: str) -> Mapping[Any, Any]:
-    """The mapping of names to tensors somewhere inside what the file holds."""
+    """Find the mapping from names to tensors inside the content of a file."""
     depths = _depths(loaded)
-    opened: set[int] = set()  # a mapping may hold itself
+    opened: set[int] = set()  # a mapping may contain itself
     while isinstance(loaded, Mapping):
         opened.add(id(loaded))
         wrapped = [loaded[key] for key in WRAPPERS if depths.get(id(loaded.get(key)), MAX_DEPTH) < MAX_DEPTH]
@@ -120,7 +120,7 @@ def _unwrap(loaded: Any, shown: str) -> Mapping[Any, Any]:
 def _without_weights(shown: str, inside: Sequence[Any], loaded: Mapping[Any, Any]) -> CheckpointError:
     if inside:
         return CheckpointError(
-            f"{shown} holds several sets of weights: {listed(inside)}. Save the one you mean alone: "
+            f"{shown} holds several sets of weights: {listed(inside)}. Save only the one you mean: "
             "torch.save(torch.load(...)[name], 'weights.pth')"
         )
     return CheckpointError(
@@ -129,9 +129,9 @@ def _without_weights(shown: str, inside: Sequence[Any], loaded: Mapping[Any, Any
 
 
 def _depths(loaded: Any) -> dict[int, int]:
-    """The distance of every mapping from the weights inside it, by the id of the mapping.
+    """Levels from every mapping down to the weights inside it, by the id of the mapping.
 
-    Each is visited once: a small file can share its mappings so that there are billions of ways through them.
+    Each mapping is visited once: in a small file, shared mappings can make billions of paths.
     """
     mappings: dict[int, Mapping[Any, Any]] = {}
     holders: dict[int, list[int]] = {}
@@ -159,7 +159,7 @@ def _depths(loaded: Any) -> dict[int, int]:
 
 
 def _sorted(found: Mapping[Any, Any]) -> tuple[dict[str, TensorRef | Tensor], list[str]]:
-    """The tensors by name, without the prefixes of parallel training, and what else there is."""
+    """Separate the tensors by name, without prefixes of parallel training, from descriptions of all other entries."""
     tensors: dict[str, TensorRef | Tensor] = {}
     others = []
     for key, value in found.items():

@@ -1,4 +1,4 @@
-"""Which backbone some weights belong to, found by comparing names and shapes with every variant there is."""
+"""Finds the backbone that weights belong to, by comparing names and shapes with those of every variant."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, conve
 Shapes = Mapping[str, tuple[int, ...]]
 
 FEWEST, MOST = 100, 5_000
-"""Tensors between which a backbone has its number; the smallest has 240, the largest 1,000."""
+"""Fewest and most tensors that a backbone may have; the smallest has 240, the largest 1,000."""
 
 MOST_NAMES = 10_000
-"""Names looked at altogether: a file can have any number of parts that might be a backbone."""
+"""Most names compared in one file, which can have any number of parts that might be a backbone."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One entry of `list_backbones`."""
+    """A variant of a family, as in `list_backbones`."""
 
     family: type[Backbone]
     short_name: str
@@ -39,10 +39,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Recognised:
-    """The variants that some weights resemble most: several only if they differ in nothing that has parameters.
+    """The variants that weights resemble most; several only if their parameters do not differ.
 
-    `similarity` is the share of names that both have with the same shape, 1 for a perfect match. `prefix` is what the
-    names start with where the weights are part of a larger model.
+    `similarity` is the share of names that both have with the same shape, 1 for a perfect match. `prefix` is the start
+    of the names if the weights are part of a larger model.
     """
 
     variants: tuple[Variant, ...]
@@ -51,9 +51,9 @@ class Recognised:
 
 
 def matching_variants(backbone: Backbone) -> list[Variant]:
-    """The variants that this backbone may be, by the shapes of its parameters; none for a custom config.
+    """The variants that have parameters of the same shapes as this backbone; none for a custom config.
 
-    More than one only if its taps leave out the stages in which they differ.
+    There are several only if the stages in which they differ were not built.
     """
     family = type(backbone)
     found = backbone.image_conv()
@@ -70,7 +70,7 @@ def full_shapes(variant: Variant) -> Shapes:
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
-    """The backbone that the weights resemble most, at the top of their names or inside a larger model.
+    """Find the backbone that the weights resemble most, also inside a larger model; None if they resemble none.
 
     Args:
         state: tensors by name, as the file has them.
@@ -97,7 +97,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
 
 
 def _usable_layouts(family: type[Backbone]) -> tuple[Layout, ...]:
-    """The family's layouts; ours, with a warning, where its card names a module that does not work."""
+    """The layouts of a family; only ours, with a warning, if its card names a module that does not work."""
     try:
         return layouts_of(family)
     except ValueError as error:  # somebody else's card must not keep the weights of other families from being found
@@ -123,7 +123,7 @@ def _similarity(variant: Shapes, file: Shapes, family: type[Backbone]) -> float:
 
 
 def _prefixes(state: Mapping[str, Tensor], depth: int = 3) -> list[str]:
-    """The empty prefix, and those of names that as many tensors share as a backbone has."""
+    """The empty prefix, and all prefixes that are shared by as many tensors as a backbone may have."""
     counts = Counter(
         ".".join(parts[:i]) + "."
         for parts in (key.split(".", depth + 1) for key in state)

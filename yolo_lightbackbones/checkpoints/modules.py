@@ -1,8 +1,8 @@
-"""Checkpoints that pickle whole models, for a loader that knows the models' classes; this module knows none.
+"""Checks checkpoints that pickle whole models, for a loader that knows the models' classes; this module knows none.
 
-A restricted loader calls what is on its list, and a model's constructor may evaluate texts of the configuration that it
-is given. A file that some trainer has saved has no need of that: pickled modules are created empty and then filled. So
-what such a loader gets is a copy in which nothing else can happen.
+A restricted loader calls the classes on its list, and a model's constructor may evaluate texts of its configuration. A
+file saved by a trainer does not need that: pickled modules are created empty and then filled. So the loader gets a copy
+of the file that does nothing else.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CALLS = {
 """Classes that a checkpoint may call with any arguments: paths, and the resizing of a classifier's images."""
 
 METHODS = ("forward", "forward_fuse")
-"""Methods of modules that a checkpoint may hold, looked up with `getattr`; of an enumeration, its members."""
+"""Methods of modules that a checkpoint may look up with `getattr`; it may also look up members of `RESIZING`."""
 
 
 def copy_checked(path: Path, place: Path) -> None:
-    """Write a `torch.save` archive anew, having followed every instruction of its pickle.
+    """Copy a `torch.save` archive to `place` after every instruction of its pickle was checked.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
         UnreadableError: if it is damaged, of the older format, would need far more memory than it has bytes, or does
             anything but create objects and fill them.
     """
@@ -61,14 +61,14 @@ def copy_checked(path: Path, place: Path) -> None:
             )
         tensors = {id(part): part for part in walk([value, *reader.instances]) if type(part) is TensorRef}
         archives.check_size(4 * sum(math.prod(tensor.shape) for tensor in tensors.values()), size)
-        # Anew and not as it is: two programs may see different records in one odd archive.
+        # Records are written anew: in a malformed archive two programs may see different records.
         with zipfile.ZipFile(place, "w", zipfile.ZIP_STORED) as copy:
             for name, span in records.items():
                 copy.writestr(zipfile.ZipInfo(f"archive/{name}"), archives.read_span(file, span))
 
 
 def _problems(value: Any, instances: list[Instance], foreign: Iterable[str]) -> Iterable[str]:
-    """What a pickle does beyond that; every call counts, whether or not its result is kept."""
+    """Yield what a pickle does besides creating and filling objects; a call counts even if its result is not kept."""
     for instance in instances:
         if not _is_harmless(instance):
             yield f"calls {instance.of}"
@@ -89,7 +89,7 @@ def _is_harmless(instance: Instance) -> bool:
         case Instance(of="builtins.getattr", arguments=(Global() | Instance(), str() as member)):
             harmless = member in METHODS
         case Instance(of="numpy.dtype", arguments=(str() as kind, *_), states=states):
-            # The state says the order of bytes; it could also say what is in memory, wrongly.
+            # The state gives the byte order; it could also describe the values in memory wrongly.
             plain = [(3, order, None, None, None, -1, -1, 0) for order in "<>|="]
             harmless = re.fullmatch("[fiub][1248]", kind) is not None and all(state in plain for state in states)
         case Instance(arguments=(Instance(of="numpy.dtype"), bytes() | Instance(of="encode"))):

@@ -1,9 +1,9 @@
-"""Reads a pickle without doing what it says.
+"""Reads a pickle without running it.
 
 Pickles are programs: Python's own unpickler imports and calls whatever they name. Here their instructions are followed
-with plain data alone. A class or a function is a `Global`, its name and nothing else; a call of one that this module
-does not know gives an `Instance`; a tensor gives a `TensorRef`, which says where its values are. Nothing is imported or
-called, and nothing that belongs to the process is read or changed, torch's list of allowed classes included.
+with plain data only. A class or a function becomes a `Global`, which is just its name. A call of one that this module
+does not know becomes an `Instance`. A tensor becomes a `TensorRef`, which says where its values are. Nothing is
+imported or called, and no state of the process is read or changed, not even torch's list of allowed classes.
 
 Sources: the comments of CPython's `pickletools`; `torch/serialization.py` and `torch/_utils.py` for what `torch.save`
 writes.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 MAX_INSTRUCTIONS = 2_000_000
-"""In the pickles of one file; a checkpoint of the largest backbone with its optimizer has a twentieth of it."""
+"""Most instructions in the pickles of one file; the largest backbone with its optimizer has a twentieth of it."""
 
 MAX_DIMENSIONS = 32
 MAX_SIDE = 1 << 48
@@ -47,7 +47,7 @@ STORAGES = {
 
 
 class MalformedError(Exception):
-    """The bytes are no pickle, or not one that `torch.save` writes; the text says how."""
+    """The bytes are not a pickle, or not one that `torch.save` writes; the message says why."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -59,9 +59,9 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Instance:
-    """The record of a call that was not made: the function, its arguments, and the state set afterwards.
+    """The record of a call that was not made: the function, its arguments, and the states set afterwards.
 
-    `called` is False for an object that is created without its constructor, as most are.
+    `called` is False if the object is created without its constructor, as most are.
     """
 
     of: str
@@ -72,7 +72,7 @@ class Instance:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
-    """The memory of tensors: its name in the file, the dtype of its elements, how many there are, bytes of each."""
+    """The memory of tensors: its name in the file, and the dtype, number and size in bytes of its elements."""
 
     key: str
     dtype: str
@@ -84,7 +84,7 @@ class StorageRef:
 class TensorRef:
     """A tensor: shape, strides and offset in elements of `dtype`.
 
-    `storage` is None if there are no values that could be taken as they are: on the meta device, sparse or quantised.
+    `storage` is None if the values cannot be used directly: the tensor is on the meta device, sparse or quantised.
     """
 
     shape: tuple[int, ...]
@@ -98,7 +98,7 @@ class Interpreter:
     """Reads the pickles of one file, one after the other.
 
     Args:
-        file: where to read, from its present position on.
+        file: read from its current position on.
         size: bytes in the file; no string can be longer.
     """
 
@@ -106,7 +106,7 @@ class Interpreter:
         self.foreign: dict[str, None] = {}
         """Names of classes and functions that no file of weights needs, in order."""
         self.instances: list[Instance] = []
-        """The record of every call of them, in order, whether or not the result is kept."""
+        """Records of all calls of unknown classes and functions, in order, even if the result is not kept."""
         self.storages: dict[str, StorageRef] = {}
         self._read_some = file.read
         self._readline = file.readline
@@ -120,7 +120,7 @@ class Interpreter:
         """Read the next pickle.
 
         Raises:
-            MalformedError: if it ends early, is damaged, or has instructions that weights have no need of.
+            MalformedError: if it ends early, is damaged, or has instructions that weights do not need.
         """
         self._stack, self._marks, self._memo = [], [], {}
         left = MAX_INSTRUCTIONS - self._instructions
@@ -135,7 +135,7 @@ class Interpreter:
         except KeyError:
             raise MalformedError("cut off" if not code else f"unknown instruction {code!r}") from None
         except (IndexError, TypeError, AttributeError, ValueError, struct.error) as error:
-            # The stack is empty, holds something else than the instruction needs, or a text is none.
+            # The stack is empty or holds nothing that the instruction can use, or a text cannot be decoded.
             raise MalformedError(f"instruction {code!r}: {error}") from None
         raise MalformedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
 
@@ -239,12 +239,12 @@ class Interpreter:
         target, state = self._last(2)
         if type(target) is Instance:
             target.states.append(state)
-        elif type(target) not in (dict, TensorRef):  # their attributes are nothing that weights need
+        elif type(target) not in (dict, TensorRef):  # weights need no attributes of these
             raise MalformedError(f"attributes for a {kind_of(target)}")
         self._push(target)
 
     def _persistent(self) -> None:
-        """A storage: ("storage", class, key, device, elements), in old files with None or a view behind it."""
+        """Push a storage: ("storage", class, key, device, elements); old files add None or a view, which is refused."""
         match self._stack.pop():
             case ("storage", Global(name=name), str() as key, _, int() as size, *rest) if rest in ([], [None]):
                 pass
@@ -269,7 +269,7 @@ def kind_of(value: Any) -> str:
 
 
 def walk(value: Any) -> Iterator[Any]:
-    """Everything within a value, each object once."""
+    """Yield every object inside a value once, without numbers and texts."""
     seen: set[int] = set()
     waiting = [value]
     while waiting:
@@ -294,10 +294,10 @@ _LEAVES = (str, int, float, bool, bytes, type(None))
 
 
 def _key(key: Any) -> Any:
-    """A key of a dictionary that costs nothing to look up.
+    """A key of a dictionary; one that could be slow to look up is replaced by the name of its type.
 
-    Weights have text, optimizers small numbers. Tuples within tuples would take for ever to hash, as would numbers that
-    were chosen to have equal hashes.
+    Keys of weights are texts, those of optimizers small numbers. Nested tuples could take forever to hash, and numbers
+    chosen to have equal hashes could take forever to look up.
     """
     if isinstance(key, str | float | bytes | None) or (isinstance(key, int) and key.bit_length() <= 60):
         return key
@@ -310,7 +310,7 @@ def _storage(full: str) -> tuple[str, int] | None:
 
 
 def _is_torch_word(full: str) -> bool:
-    """Whether it is a data type, a memory layout or the like: `torch.float32`, `torch.strided`, never a function."""
+    """Whether a name is a data type, a memory layout or the like: `torch.float32`, `torch.strided`; no functions."""
     return _TORCH_WORD.fullmatch(full) is not None
 
 
@@ -321,7 +321,7 @@ _TORCH_WORD = re.compile(
 
 
 def _integers(value: Any, limit: int = MAX_SIDE) -> tuple[int, ...]:
-    """A shape or strides."""
+    """Check a shape or strides, and return them as a tuple."""
     if type(value) not in (tuple, list) or len(value) > MAX_DIMENSIONS:
         raise MalformedError("a tensor without a proper shape")
     if not all(type(side) is int and 0 <= side < limit for side in value):
@@ -341,13 +341,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | No
 
 
 def _rebuild(arguments: tuple[Any, ...]) -> TensorRef:
-    """(storage, offset, shape, strides, requires_grad, hooks, metadata), the later ones optional."""
+    """Take (storage, offset, shape, strides, requires_grad, hooks, metadata), the last ones optional."""
     storage, offset, shape, strides, *rest = arguments
     return _unless_lazy(_tensor(storage, offset, shape, strides), rest[2:])
 
 
 def _rebuild_with_dtype(arguments: tuple[Any, ...]) -> TensorRef:
-    """(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata)."""
+    """Take (storage, offset, shape, strides, requires_grad, hooks, dtype, metadata), the last one optional."""
     storage, offset, shape, strides, _, _, dtype, *metadata = arguments
     if type(dtype) is not Global or not _is_torch_word(dtype.name):
         raise MalformedError("a tensor of no data type")
@@ -355,7 +355,7 @@ def _rebuild_with_dtype(arguments: tuple[Any, ...]) -> TensorRef:
 
 
 def _unless_lazy(tensor: TensorRef, metadata: list[Any]) -> TensorRef:
-    """Without values if it is marked as negated or conjugated: those in the file are not the tensor's then."""
+    """Drop the values of a tensor marked as negated or conjugated: those in the file are not its own."""
     return TensorRef(tensor.shape) if any(metadata) else tensor
 
 
@@ -368,7 +368,7 @@ def _rebuild_meta(arguments: tuple[Any, ...]) -> TensorRef:
 
 
 def _rebuild_sparse(arguments: tuple[Any, ...]) -> TensorRef:
-    """(layout, (indices..., values, shape, ...))."""
+    """Take (layout, (indices..., values, shape, ...))."""
     shapes = [part for part in arguments[1] if type(part) in (tuple, list)]
     return TensorRef(_integers(shapes[0]))
 
@@ -381,7 +381,7 @@ def _first_tensor(arguments: tuple[Any, ...]) -> TensorRef:
 
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
-    """(function, class, arguments, attributes)."""
+    """Take (function, class, arguments, attributes)."""
     function, _, inner, *_ = arguments
     known = _TENSORS.get(function.name)
     if type(inner) is not tuple or known is None:
@@ -493,4 +493,4 @@ _INSTRUCTIONS: dict[bytes, Callable[[Interpreter], Any]] = {
     b"b": lambda m: m._build(),
     b"Q": lambda m: m._persistent(),
 }
-"""Instruction -> what it does. Those of protocol 0, and those that look classes up in other ways, are left out."""
+"""Instruction -> its effect. Those that only protocol 0 writes, or that look up classes in other ways, are refused."""

@@ -1,4 +1,4 @@
-"""From a name to a published file of weights, as the cards of the families list them."""
+"""Finds a published file of weights by name, among those on the cards of the families."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from yolo_lightbackbones.messages import did_you_mean, listed
 
 
 def by_name() -> dict[str, Release]:
-    """Name -> published file: full names of variants (`repvit_m0_9`) first, then the names of the files themselves."""
+    """All published files by name: full names of variants (`repvit_m0_9`) first, then the names of the files."""
     cards = [(cls.family, cls.card) for cls in registry.families().values()]
     files = [(family, release) for family, card in cards for release in card.releases]
     best: dict[str, Release] = {}
@@ -19,10 +19,10 @@ def by_name() -> dict[str, Release]:
 
 
 def find(name: str) -> Release:
-    """The published file of that name: a variant (`repvit_m0_9`), an official file's stem, or timm's name.
+    """Find a published file by name: a variant (`repvit_m0_9`), an official file's stem, or timm's name.
 
     Raises:
-        ValueError: if there is none, with what can be done instead.
+        ValueError: if there is none; the message says what to do instead.
     """
     known = by_name()
     wanted = name.strip().removesuffix(".pth")

@@ -1,8 +1,8 @@
-"""What a layout of parameter names is made of, and how it is applied to a file's keys; knows no family.
+"""Layouts of parameter names, their rules, and the conversion of a file's keys with them; knows no family.
 
-A layout turns the keys of a file into ours in two steps, neither of which depends on the order of its rules: the
-leading section of a key is replaced by where that section lives here, and then at most one `Rename` or `Drop` matches
-the whole key. What nothing matches keeps its name, and the engine reports it if we have no such name.
+A layout converts the keys of a file to ours in two steps. First, the leading section of a key is replaced by our name
+for that section. Then, at most one `Rename` or `Drop` matches the whole key. The order of the rules does not matter. A
+key that no rule matches keeps its name, and the engine reports it if we have no such name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rename:
-    """`pattern` matches a whole key and becomes `replacement`, both as in `re.sub`; `example` is a key it matches."""
+    """Renames keys: a whole key, such as `example`, that matches `pattern` becomes `replacement`, as in `re.sub`."""
 
     pattern: str
     replacement: str
@@ -26,7 +26,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Drop:
-    """Whole keys that we have no use for: classifier heads and copies. `example` is a key it matches."""
+    """Drops keys that we do not need: classifier heads and copies. `pattern` matches a whole key, such as `example`."""
 
     pattern: str
     example: str
@@ -34,7 +34,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Transform:
-    """`function` is applied to the tensors whose whole key matches `pattern`, whatever they are called here."""
+    """Applies `function` to tensors whose whole key, such as `example`, matches `pattern`, renamed or not."""
 
     pattern: str
     function: Callable[[Tensor], Tensor]
@@ -44,26 +44,25 @@ class Transform:
 Rule = Rename | Drop | Transform
 
 Sections = Callable[[Collection[str]], Mapping[str, str]]
-"""From all keys of a file to `{section: our section}`, for names that depend on which others there are."""
+"""Gives `{section: our section}` for all keys of a file, for names that depend on which other keys there are."""
 
 
 def no_sections(keys: Collection[str]) -> Mapping[str, str]:
-    """Sections of a layout whose names do not depend on which others there are."""
+    """Replace no section: for files whose sections have our names."""
     return {}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which the parameters of a family are named in files.
+    """One naming of a family's parameters in files.
 
     Args:
-        name: what the report calls it.
-        rules: patterns see a key after its section has been replaced; their examples are written that way, too.
-        sections: where the sections of a file live here.
-        prefix: what all keys of the backbone start with. Keys without it belong to the rest of a larger model and are
-            dropped.
-        blocks_behind_tap: how many blocks of a stage, but for the last stage, this implementation counts to the
-            downsampling behind it: its feature maps are taken before them.
+        name: its name in reports.
+        rules: their patterns and examples are for keys whose section has been replaced already.
+        sections: gives our names for the sections of a file.
+        prefix: start of all keys of the backbone. Keys without it belong to the rest of a larger model and are dropped.
+        blocks_behind_tap: number of blocks at the end of every stage, except the last stage, that this implementation
+            counts as part of the next downsampling. Its feature maps are taken before these blocks.
     """
 
     name: str
@@ -79,24 +78,24 @@ OURS = Layout("yolo_lightbackbones")
 
 @dataclass
 class Converted:
-    """A file's tensors under our names; a name has two tensors where keys collide."""
+    """A file's tensors under our names; a name has several tensors if keys collide."""
 
     layout: Layout
     placed: dict[str, list[tuple[str, Tensor]]] = field(default_factory=dict)
     """Our key -> (the file's key, tensor)."""
     dropped: list[str] = field(default_factory=list)
-    """The file's keys that the layout expects and has no use for."""
+    """The file's keys that the layout expects but does not need."""
 
 
 def convert(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
-    """Put every tensor of `state` where `layout` says it belongs."""
+    """Rename, drop and transform the tensors of a file by the rules of a layout."""
     inside = {key.removeprefix(layout.prefix): key for key in state if key.startswith(layout.prefix)}
     sections = layout.sections(inside.keys())
     converted = Converted(layout, dropped=[key for key in state if not key.startswith(layout.prefix)])
     known = _any_pattern(layout.rules)
     for inner, key in inside.items():
         moved = _move(inner, sections)
-        if not known.fullmatch(moved):  # a file may have any number of names that no rule is for
+        if not known.fullmatch(moved):  # shortcut: a file may have any number of keys that no rule matches
             converted.placed.setdefault(moved, []).append((key, state[key]))
             continue
         if any(isinstance(rule, Drop) and re.fullmatch(rule.pattern, moved) for rule in layout.rules):
@@ -115,7 +114,7 @@ def convert(layout: Layout, state: Mapping[str, Tensor]) -> Converted:
 
 @functools.cache
 def _any_pattern(rules: tuple[Rule, ...]) -> re.Pattern[str]:
-    """Matches what any of the rules is for; with none, nothing."""
+    """A pattern for every key that one of the rules matches; it matches nothing if there are no rules."""
     return re.compile("|".join(f"(?:{rule.pattern})" for rule in rules) or "(?!)")
 
 
@@ -130,5 +129,5 @@ def _move(key: str, sections: Mapping[str, str]) -> str:
 
 
 def linear_to_conv1x1(weight: Tensor) -> Tensor:
-    """The weight (out, in) of a linear layer as that of the equal 1x1 convolution, (out, in, 1, 1)."""
+    """Reshape the weight (out, in) of a linear layer to that of the equivalent 1x1 convolution, (out, in, 1, 1)."""
     return weight[:, :, None, None] if weight.ndim == 2 else weight

@@ -24,13 +24,13 @@ from yolo_lightbackbones.messages import flow, listed, printable, quoted
 from yolo_lightbackbones.writing import write_text, written_whole
 
 TIMEOUT = 30
-"""Seconds in which a server has to answer, and to go on."""
+"""Most seconds to wait for a server's answer, and for each part of it."""
 
 SLOWEST = 1_000
-"""Bytes in a second, on average."""
+"""Lowest average speed, in bytes per second."""
 
 LARGEST = 1 << 30
-"""Bytes of a file; the largest release of the built-in families has 100 MB."""
+"""Largest file, in bytes; the largest release of the built-in families has 100 MB."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Hosts that need no https."""
@@ -44,7 +44,7 @@ class DownloadError(OSError):
 
 
 def assurance(release: Release) -> str:
-    """A sentence that says what a download is compared with."""
+    """A clause for messages: how the checksum of a download is checked."""
     if release.sha256:
         return f"its SHA-256 is compared with a published one, {release.sha256}"
     if release.repo_id:
@@ -58,12 +58,12 @@ def cache_folder() -> Path:
 
 
 def fetch(release: Release, *, progress: bool = True) -> Path:
-    """A published file's place on disk, downloaded unless it is there already, its checksum checked in both cases.
+    """Return the path of a published file, downloaded unless it is there already; the checksum is always checked.
 
     A file put into `cache_folder()` by hand under the release's file name counts as downloaded.
 
     Raises:
-        DownloadError: if it cannot be had or is not what it was; says what to fetch and where to put it.
+        DownloadError: if the file cannot be downloaded or its checksum is wrong; the message says what to do.
     """
     path = cache_folder() / release.filename
     if path.is_file():
@@ -74,7 +74,7 @@ def fetch(release: Release, *, progress: bool = True) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
-            # One attempt: a mistyped proxy or a missing network should be said at once.
+            # Only one attempt: a mistyped proxy or a missing network should be reported at once.
             _download(release.url, partial, progress=progress)
             _check(partial, release, record=path)
     except (OSError, HTTPException, CheckpointError) as error:  # URLError and HTTPError are OSErrors
@@ -105,10 +105,10 @@ def _check_address(url: str) -> None:
 
 
 def _download(url: str, place: Path, *, progress: bool) -> None:
-    """Write what is at an address into a file.
+    """Download an address into a file.
 
     Raises:
-        OSError, HTTPException: if there is no answer in time, a redirect elsewhere, too much of it or too little.
+        OSError, HTTPException: if the answer is late, a redirect to another host, too large, or cut off.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TransferSpeedColumn
@@ -148,7 +148,7 @@ def _from_hub(release: Release) -> Path:
         path = Path(hf_hub_download(release.repo_id, name, etag_timeout=TIMEOUT))
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
         raise DownloadError(_by_hand(release, error)) from error
-    # The hub stores large files under their SHA-256, which it learned from the server.
+    # The hub's client stores large files under their SHA-256, which the server has sent.
     stored = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", stored) and _sha256(path) != stored:
         raise DownloadError(f"{path} is not what the hub says it is (SHA-256 {stored}). Delete it and try again.")
@@ -160,14 +160,14 @@ def _check(path: Path, release: Release, record: Path | None = None) -> None:
 
     Args:
         path: the file.
-        release: what it should be.
-        record: where the file is going to be; None if it is there.
+        release: the release that it should be.
+        record: the path where the file will be; None if it is there already.
     """
     note = _note(record or path)
     digest = _sha256(path)
     known = release.sha256 or (note.read_text().strip() if note.is_file() else None)
     if known is None:
-        files.read_tensors(path)  # a cut off download or an error page must not become what later ones are compared to
+        files.read_tensors(path)  # the checksum of half a file or an error page must not be recorded
         write_text(note, f"{digest}\n")
     elif digest != known:
         raise DownloadError(

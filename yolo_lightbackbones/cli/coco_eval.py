@@ -53,19 +53,19 @@ def coco_eval(
         CategoryMap | None,
         typer.Option(
             help="Translate the category ids of the predictions into COCO's: coco80 takes class ids 0 to 79, "
-            "coco80-from-1 takes 1 to 80, which `yolo val` writes where it does not recognise the data as COCO.",
+            "coco80-from-1 takes 1 to 80, which `yolo val` writes if it does not recognise the data as COCO.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Evaluate on the images of this list alone: one path (or image id) per line."),
+        typer.Option("--images", help="Evaluate only on the images of this list: one path (or image id) per line."),
     ] = None,
     only_predicted: Annotated[
         bool,
-        typer.Option("--only-predicted", help="Evaluate on the images that have predictions alone. Flattering."),
+        typer.Option("--only-predicted", help="Evaluate only on images that have predictions. Flattering."),
     ] = False,
     iou_type: Annotated[IouKind, typer.Option(help="Compare boxes or masks.")] = IouKind.BBOX,
-    per_class: Annotated[bool, typer.Option("--per-class", help="The average precision of every class too.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also show the numbers of every class.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw precision against recall into this .png, .svg or .pdf file.")
     ] = None,
@@ -76,7 +76,7 @@ def coco_eval(
 ) -> None:
     """Evaluate detections as the COCO challenge does: twelve numbers, by pycocotools.
 
-    All images of the annotations count, also those without objects and those without predictions.
+    All images of the annotations count, even those without objects or without predictions.
     """
     with errors_for_users():
         from yolo_lightbackbones.coco.evaluation import evaluate
@@ -94,7 +94,7 @@ def coco_eval(
         told = messages()
         with told.status(f"Evaluating {len(matched.predictions)} predictions"):
             result = evaluate(truth, matched.predictions, images=chosen, iou_type=iou_type.value)
-        # The numbers go to stdout; what was evaluated goes along, or to stderr where stdout is JSON.
+        # The numbers go to stdout, and so does the summary of what was evaluated, but to stderr if stdout is JSON.
         report = told if as_json else Console(highlight=False, soft_wrap=True)
         summary = _summary(result, truth, len(matched.predictions), matched.by_name)
         report.print(printable_lines(summary), markup=False)
@@ -115,7 +115,7 @@ def coco_eval(
 
 
 def _check_options(plot: Path | None, force: bool, images: Path | None, only_predicted: bool) -> None:
-    """Refuse before any work what could not be done after it."""
+    """Refuse, before any work is done, options that would fail after it."""
     if images is not None and only_predicted:
         raise UserError("--images and --only-predicted each choose the images to evaluate on. Give one of them.")
     if plot is not None:
@@ -125,7 +125,7 @@ def _check_options(plot: Path | None, force: bool, images: Path | None, only_pre
 def _matched(
     path: Path, truth: GroundTruth, iou_type: IouKind, category_map: CategoryMap | None
 ) -> tuple[Matched, list[str]]:
-    """The predictions in the annotations' ids, and what is to be doubted about these."""
+    """The predictions with the annotations' ids, and sentences on doubts about these ids."""
     from yolo_lightbackbones.coco import predictions
 
     detections = predictions.read_predictions(path, iou_type.value)
@@ -142,7 +142,7 @@ def _matched(
         )
     if category_map is None and predictions.may_be_numbered_from_1(detections, truth):
         doubts.append(
-            "The annotations number their classes from 0, and no prediction is of that one. `yolo val` numbers the "
+            "The annotations number their classes from 0, and no prediction has class 0. `yolo val` numbers the "
             "classes of data other than COCO from 1: if it wrote these, number the annotations alike."
         )
     return predictions.match_images(detections, truth), doubts
@@ -207,5 +207,5 @@ def _class_table(result: Evaluation) -> Table:
 
 
 def _text(value: float) -> str:
-    """As the official tool rounds; a dash where there is no ground truth to take the number over."""
+    """A number, rounded as by the official tool; a dash if there is no ground truth for it."""
     return "-" if value < 0 else f"{value:.3f}"

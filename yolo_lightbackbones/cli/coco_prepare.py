@@ -1,4 +1,4 @@
-"""`lightbackbones coco-prepare`: a COCO folder checked and made ready for Ultralytics."""
+"""`lightbackbones coco-prepare`: checks a COCO folder and prepares it for Ultralytics."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def coco_prepare(
 ) -> None:
     """Check a COCO 2017 folder and write labels, image lists and coco.yaml for Ultralytics beside COCO's own files.
 
-    Every image is decoded once. COCO's files are never changed. Run it again after an interruption or a download: what
-    is done is verified and skipped.
+    Every image is decoded once. COCO's files are never changed. Run it again after an interruption or a download:
+    finished work is verified and skipped.
     """
     with errors_for_users():
         from yolo_lightbackbones.coco.prepare import Options, prepare
@@ -82,7 +82,7 @@ def _categories() -> dict[int, str]:
 
 
 def _convert(annotations: Path, target: Path) -> None:
-    """Ultralytics' own conversion, without its lines and bars."""
+    """Run Ultralytics' own conversion, without its lines and bars."""
     from yolo_lightbackbones.cli.models import quiet_ultralytics
 
     with quiet_ultralytics(), contextlib.redirect_stdout(io.StringIO()):

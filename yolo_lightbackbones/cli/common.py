@@ -1,4 +1,4 @@
-"""What the commands share: how a mistake of the user's is told, what is written, what options mean."""
+"""Shared by the commands: errors for users, output, and checks of options."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ IMAGE_SIZE_HELP = "Side of the image in pixels, or height,width."
 
 
 class UserError(Exception):
-    """Something the user can put right; its text is all there is to say."""
+    """A mistake that the user can correct; its text is the whole message."""
 
 
 @contextlib.contextmanager
 def errors_for_users() -> Iterator[None]:
-    """A mistake of the user's becomes a message on stderr and exit code 1."""
+    """Turn a user's mistake into a message on stderr and exit code 1."""
     try:
         yield
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of our output has closed it
         raise
     except (UserError, ValueError, OSError) as error:
         messages().print(f"Error: {printable_lines(error)}", markup=False)
@@ -36,18 +36,18 @@ def errors_for_users() -> Iterator[None]:
 
 
 def messages() -> Console:
-    """For what is no result, on stderr."""
+    """A console on stderr, for everything that is not a result."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def printable_lines(text: object) -> str:
-    """A text of several lines that every terminal can print: names of files may hold its codes, or no characters."""
+    """A text of one or more lines with escapes for everything unprintable, such as terminal codes in file names."""
     return "\n".join(map(printable, str(text).split("\n")))
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, on terminals only, which goes when it is full; gives what advances it by one."""
+    """Show a progress bar on stderr, only on terminals and until the block ends; gives a function that advances it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
@@ -57,12 +57,12 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[], None]
 
 
 def print_json(document: Any) -> None:
-    """One document on stdout, in which a number that is none is no number either."""
+    """Print one document on stdout. NaN and infinity are refused; JSON has no literal for them."""
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Height and width out of `640` or `480,640`.
+    """Read height and width from `640` or `480,640`.
 
     Raises:
         UserError: for anything else.
@@ -74,10 +74,10 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def check_image_size(size: tuple[int, int], divisor: int, what: str) -> None:
-    """Refuse a size that a model cannot take.
+    """Refuse an image size that a model cannot take.
 
     Raises:
-        UserError: with the next larger size that fits.
+        UserError: if a side is not a multiple of `divisor`, with the next larger size that fits.
     """
     if any(side % divisor for side in size):
         fit = ",".join(dict.fromkeys(str(-(-side // divisor) * divisor) for side in size))
@@ -89,10 +89,10 @@ def check_image_size(size: tuple[int, int], divisor: int, what: str) -> None:
 
 
 def check_new_file(path: Path, force: bool) -> None:
-    """Refuse before any work what could not be written after it.
+    """Refuse, before any work is done, a file that could not be written after it.
 
     Raises:
-        UserError: if there is no such folder, or something of that name.
+        UserError: if its folder does not exist, if it is a folder, or if it exists and `force` is False.
     """
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent} to write {path.name} into. Create it first.")
@@ -103,10 +103,10 @@ def check_new_file(path: Path, force: bool) -> None:
 
 
 def check_suffix(path: Path, what: str, suffixes: Sequence[str]) -> None:
-    """Refuse a kind of file that cannot be written.
+    """Refuse a file with another suffix than those in `suffixes`; messages call it `what`.
 
     Raises:
-        UserError: with the kinds that can.
+        UserError: with the allowed suffixes.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"The {what} is {path}; its suffix must be one of {', '.join(suffixes)}.")

@@ -27,19 +27,20 @@ from yolo_lightbackbones.cli.common import (
 from yolo_lightbackbones.drawing import new_figure, save_figure
 
 WARM_UP = 3
-"""Rounds before those that count."""
+"""Rounds before the measured ones."""
 
 
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="TARGET", help=targets.HELP, autocompletion=completion.targets)],
     *,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
-    repeats: Annotated[int, typer.Option("--repeats", help="Rounds in which each is timed once.")] = 20,
+    repeats: Annotated[int, typer.Option("--repeats", help="Rounds; in each, every target is timed once.")] = 20,
     threads: Annotated[
-        int | None, typer.Option("--threads", help="Threads of PyTorch; without it, as many as it takes by itself.")
+        int | None, typer.Option("--threads", help="Threads of PyTorch; by default PyTorch chooses.")
     ] = None,
     scale: Annotated[
-        str | None, typer.Option("--scale", "-s", help="Scale letter of YAMLs whose names give none; else their first.")
+        str | None,
+        typer.Option("--scale", "-s", help="Scale letter of YAMLs whose names have none; else the first."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Draw latency against parameters or accuracy: *.png.")
@@ -51,8 +52,8 @@ def compare(
 ) -> None:
     """Compare backbones and models here: on this CPU, folded for inference, float32, one image at a time.
 
-    They take turns, A B C A B C ..., so that a machine that slows down slows all of them down. The ratio is the median
-    of the rounds' ratios to the first. Detectors are timed without non-maximum suppression.
+    They take turns, A B C A B C ..., so a machine that slows down slows all of them down. The ratio to the first one is
+    the median of its ratios in all rounds. Detectors are timed without non-maximum suppression.
     """
     with errors_for_users():
         size = image_size(imgsz)
@@ -75,7 +76,7 @@ def compare(
 
 
 def _check_options(names: list[str], repeats: int, threads: int | None, output: Path | None, force: bool) -> None:
-    """Refuse before any work what could not be done after it."""
+    """Refuse, before any work is done, options that would fail after it."""
     if len(names) < 2:
         raise UserError(f"There is nothing to compare {names[0]} with. Name two or more.")
     for option, value in (("--repeats", repeats), ("--threads", threads)):
@@ -101,7 +102,7 @@ def _scale_for(name: str, scale: str | None) -> str | None:
 
 
 def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, threads: int | None) -> dict[str, Any]:
-    """Everything there is to say about them, as plain data."""
+    """Count and time the targets; all results as plain data."""
     import torch
 
     from yolo_lightbackbones.cli.machine import cores, cpu_name
@@ -139,7 +140,7 @@ def _measure(found: list[targets.Target], size: tuple[int, int], repeats: int, t
 
 
 def _run(target: targets.Target, image: Any) -> Any:
-    """What to time: the target, folded for inference, on one image."""
+    """The function to time: the target, folded for inference, on one image."""
     from yolo_lightbackbones import fusion
     from yolo_lightbackbones.cli.models import quiet_ultralytics
 
@@ -153,7 +154,7 @@ def _run(target: targets.Target, image: Any) -> Any:
 
 @contextlib.contextmanager
 def _threads(wanted: int | None) -> Iterator[int]:
-    """PyTorch with so many threads, or with its own choice; gives their number."""
+    """Run PyTorch with this number of threads, or its own choice; gives the number."""
     import torch
 
     before = torch.get_num_threads()
@@ -205,7 +206,7 @@ def _draw(document: dict[str, Any], path: Path) -> None:
         latency = result["latency_ms"]
         spread = [[latency["median"] - latency["low"]], [latency["high"] - latency["median"]]]
         axes.errorbar(latency["median"], value, xerr=spread, fmt="o", capsize=3)
-        name = result["name"].replace("$", r"\$")  # which would begin a formula
+        name = result["name"].replace("$", r"\$")  # a dollar sign would begin a formula
         axes.annotate(name, (latency["median"], value), textcoords="offset points", xytext=(5, 6))
     axes.margins(x=0.2, y=0.15)
     height, width = document["imgsz"]

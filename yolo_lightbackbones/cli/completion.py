@@ -1,6 +1,6 @@
-"""What the shell offers as values when the Tab key is pressed; where nothing here fits, it offers files.
+"""Values that the shell offers when the Tab key is pressed; if none of them fits, it offers files.
 
-Names of YAMLs need no import. Names of backbones need the families, and with them torch: a moment on the first use.
+Names of YAMLs need no import. Names of backbones need the families, which import torch: this takes a moment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def published_weights(incomplete: str) -> list[str]:
 
 
 def model_yamls(incomplete: str) -> list[str]:
-    """Our model YAMLs, also with the letters of their scales: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
+    """Our model YAMLs, with and without scale letters: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
     import yaml
 
     from yolo_lightbackbones.configs import finding
@@ -49,9 +49,9 @@ def model_yamls(incomplete: str) -> list[str]:
 
 
 def targets(incomplete: str) -> list[str]:
-    """Whatever `info` and `compare` take by name."""
+    """Names that `info` and `compare` take: `edgevit_xxs`, `yolov5n_repvit.yaml`."""
     yamls = model_yamls(incomplete)
-    # A name of a YAML that has begun needs no backbone, and no import of torch.
+    # If a YAML fits, the names of backbones, and with them the import of torch, are not needed.
     return yamls if incomplete and yamls else [*variants(incomplete), *yamls]
 
 

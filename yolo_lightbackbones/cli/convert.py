@@ -1,4 +1,4 @@
-"""`lightbackbones convert`: published weights into a checkpoint that Ultralytics trains from."""
+"""`lightbackbones convert`: converts published weights to a checkpoint that Ultralytics trains from."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def convert(
 
 
 def _check_output(output: Path, force: bool) -> None:
-    """Refuse before any work what could not be written after it."""
+    """Refuse, before any work is done, an output that could not be written after it."""
     if output.suffix != ".pt":
         raise UserError(f"The output is {output}; Ultralytics reads checkpoints by their suffix .pt. Name it *.pt.")
     check_new_file(output, force)
@@ -119,7 +119,7 @@ def _write_checkpoint(net: Any, output: Path) -> None:
         "license": "AGPL-3.0 License (https://ultralytics.com/license)",
         "docs": "https://docs.ultralytics.com",
     }
-    content = io.BytesIO()  # a file that cannot be written is an OSError of ours, where torch has errors of its own
+    content = io.BytesIO()  # not a file: if it cannot be written, torch has errors of its own
     torch.save(checkpoint, content)
     with written_whole(output) as temporary:
         temporary.write_bytes(content.getbuffer())

@@ -1,4 +1,4 @@
-"""What a backbone or a model is made of and what each part costs, as plain data: what `info --json` prints."""
+"""Describes the parts of a backbone or a model, and their cost, as plain data, which `info --json` prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # they import torch, which `lightbackbones --help` does witho
 
 
 def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
-    """A backbone alone, for an image of this height and width."""
+    """Describe a backbone, for an image of this height and width."""
     backbone, figures = target.module, target.figures
     costs = target.count(size, _part_names(backbone))
     return {
@@ -34,7 +34,7 @@ def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
-    """A model of Ultralytics, with a backbone of ours or without, for an image of this height and width."""
+    """Describe a model of Ultralytics, with or without a backbone of ours, for an image of this height and width."""
     net = target.module
     place, backbone = _find_backbone(net)
     rows = [f"model.{number}" for number in range(len(net.model))]
@@ -58,7 +58,7 @@ def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _find_backbone(net: Any) -> tuple[str, Backbone | None]:
-    """The backbone of ours in a model, and what it is called there."""
+    """The name of our backbone in a model, and the backbone; an empty name and None if there is none."""
     from yolo_lightbackbones.backbone import Backbone
 
     return next(((name, m) for name, m in net.named_modules() if isinstance(m, Backbone)), ("", None))
@@ -115,7 +115,7 @@ def _numbers(cost: Cost) -> dict[str, Any]:
 
 
 def _input(backbone: Backbone) -> dict[str, Any]:
-    """What happens to an RGB image in 0..1 inside this backbone before the stem."""
+    """What the backbone does to an RGB image in 0..1 before its stem."""
     from yolo_lightbackbones.input_norm import InputConvention
 
     convention = backbone.applied_convention()
@@ -125,7 +125,7 @@ def _input(backbone: Backbone) -> dict[str, Any]:
 
 
 def _rows(net: Any, costs: Costs) -> list[dict[str, Any]]:
-    """The rows of a model, in the words of its YAML where that has as many."""
+    """The rows of a model, with the module names of its YAML if that has the same number of rows."""
     backbone_rows, head_rows = (list(net.yaml.get(part) or []) for part in ("backbone", "head"))
     written = [*backbone_rows, *head_rows]
     rows = []
@@ -149,7 +149,7 @@ def _rows(net: Any, costs: Costs) -> list[dict[str, Any]]:
 
 
 def _parts(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Sums over the rows of a part."""
+    """Parameters and multiply-adds of each part, summed over its rows."""
     parts: dict[str, dict[str, int]] = {}
     for row in rows:
         part = parts.setdefault(row["part"], {"parameters": 0, "macs": 0})

@@ -1,4 +1,4 @@
-"""What `lightbackbones doctor` looks at. Whatever may be broken is imported with care, and nothing is changed."""
+"""The checks of `lightbackbones doctor`. Whatever may be broken is imported with care, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ LIBRARIES = {
     "OpenCV": ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "numpy": ("numpy",),
 }
-"""What is shown -> names of the distributions that it may come from."""
+"""Name in the report -> distributions that it may come from."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        name: what.
+        name: what was checked.
         status: `OK`, `NOTE` (worth knowing) or `WRONG`.
-        text: what was seen.
+        text: what was found.
         advice: what to do about it.
     """
 
@@ -58,7 +58,7 @@ class Finding:
 
 
 def versions() -> dict[str, str | None]:
-    """What runs here, by name; None for what is not installed. Imports nothing but torch."""
+    """Versions of everything that matters here, by name; None for what is not installed. Imports only torch."""
     found = {name: installed(*names) for name, names in (LIBRARIES | formats.packages()).items()}
     if found["torch"]:
         found["torch"] += f", {_devices()}"
@@ -72,7 +72,7 @@ def versions() -> dict[str, str | None]:
 
 
 def findings() -> list[Finding]:
-    """Everything that was looked at, in the order in which one thing builds on another."""
+    """Run all checks; each comes after those that it builds on."""
     found = [_copies(), _installation(), _yamls(), *_autoload()]
     with _settings_of_its_own(), _recorded_warnings() as caught:
         importable = [_import("torch"), _import("ultralytics.nn.tasks")]
@@ -87,7 +87,7 @@ def findings() -> list[Finding]:
 
 
 def _copies() -> Finding:
-    """Where the package is imported from, and whether there are others of its name."""
+    """Whether the package is the only one of its name on the import path."""
     here = Path(finding.__file__).resolve().parent.parent
     candidates = [Path(entry or ".") / PACKAGE for entry in sys.path]
     others = {path.resolve() for path in candidates if (path / "__init__.py").is_file()} - {here}
@@ -104,7 +104,7 @@ def _copies() -> Finding:
 
 
 def _installation() -> Finding:
-    """Whether pip knows the package, and the same version of it."""
+    """Whether pip knows the package, and knows it in this version."""
     again = f"install it again: pip install --force-reinstall --no-deps {DISTRIBUTION}, or pip install -e FOLDER."
     try:
         known = distribution(DISTRIBUTION).version
@@ -151,10 +151,10 @@ def _site_folders() -> list[Path]:
 
 
 def _fresh_interpreter(advice: str) -> Finding:
-    """Ask a new interpreter, such as a worker of multi-GPU training is, whether it waits for Ultralytics."""
+    """Whether a new interpreter, such as a worker of multi-GPU training, waits for Ultralytics."""
     code = "import sys; print(*(type(finder).__module__ for finder in sys.meta_path))"
     try:
-        command = [sys.executable, "-c", code]  # all of it ours
+        command = [sys.executable, "-c", code]  # nothing in it comes from users
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # nosec B603
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("autoload", WRONG, f"a new interpreter cannot be started: {error}", "see whether python runs.")
@@ -172,7 +172,7 @@ def _import(name: str) -> Finding:
     """Whether a module can be imported; whatever it raises is a finding."""
     package = name.split(".", maxsplit=1)[0]
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # Ultralytics says there that it made its settings
+        with contextlib.redirect_stdout(io.StringIO()):  # Ultralytics prints that it made its settings
             module = importlib.import_module(package)
             importlib.import_module(name)
     except Exception as error:
@@ -204,7 +204,7 @@ def _ultralytics() -> list[Finding]:
     if not fits:
         return [*found, Finding("plugin", WRONG, "stays away from Ultralytics", _tested_release(plugin))]
     status = NOTE if os.environ.get(AUTOLOAD_SWITCH) == "0" else WRONG
-    advice = "put the autoload right (above), or call yolo_lightbackbones.register()."
+    advice = "repair the autoload (see above), or call yolo_lightbackbones.register()."
     return [*found, Finding("plugin", status, "not installed on Ultralytics in this process", advice)]
 
 
@@ -230,7 +230,7 @@ def _seam(seam: Any, registered: bool, tested_release: str) -> Finding:
 
 
 def _trial() -> Finding:
-    """Build the smallest model there is with a backbone of ours, by Ultralytics' own parser."""
+    """Whether Ultralytics' own parser can build the smallest model with a backbone of ours."""
     from yolo_lightbackbones import registry
 
     tasks = importlib.import_module("ultralytics.nn.tasks")
@@ -240,14 +240,14 @@ def _trial() -> Finding:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             model, _ = tasks.parse_model({"nc": 1, "backbone": rows, "head": []}, 3, verbose=False)
-    except Exception as error:  # whatever it is belongs into the report
+    except Exception as error:  # any error belongs in the report
         return Finding("trial", WRONG, f"{name} {variant} cannot be built: {type(error).__name__}: {error}")
     return Finding("trial", OK, f"a model with {name} {variant} was built, {len(model)} layers")
 
 
 @contextlib.contextmanager
 def _settings_of_its_own() -> Iterator[None]:
-    """When it is imported, Ultralytics makes its settings file or resets another version's; here, not the user's."""
+    """Protect the user's settings: on import, Ultralytics makes a settings file, or resets one of another version."""
     if "ultralytics" in sys.modules:
         yield
         return
@@ -264,7 +264,7 @@ def _settings_of_its_own() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recorded_warnings() -> Iterator[list[str]]:
-    """Texts of our own warnings instead of lines on stderr: a family cannot be registered, Ultralytics does not fit."""
+    """Collect our own warnings instead of printing them: a family cannot be registered, Ultralytics does not fit."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -274,7 +274,7 @@ def _recorded_warnings() -> Iterator[list[str]]:
 
 
 def _devices() -> str:
-    """What torch can run on."""
+    """The devices that torch can use."""
     try:
         import torch
     except Exception as error:

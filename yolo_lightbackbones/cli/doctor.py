@@ -1,4 +1,4 @@
-"""`lightbackbones doctor`: is everything in its place, and what belongs into a bug report."""
+"""`lightbackbones doctor`: checks the installation, and prints what belongs in a bug report."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def doctor(
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
     ] = False,
 ) -> None:
-    """Check the installation, in words that can be pasted into a bug report (Markdown).
+    """Check the installation, and print a report in Markdown, to paste into a bug report.
 
-    Exit code 1 if something is wrong; then it says what to do.
+    If something is wrong, it says what to do, and the exit code is 1.
     """
-    with messages().status("Looking around"):
+    with messages().status("Checking the installation"):
         versions = diagnosis.versions()
         findings = diagnosis.findings()
     wrong = [finding for finding in findings if finding.status == diagnosis.WRONG]

@@ -1,4 +1,4 @@
-"""`lightbackbones info`: what a backbone or a model is made of, and what each part costs."""
+"""`lightbackbones info`: shows the parts of a backbone or a model, and their cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def info(
     *,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
     scale: Annotated[
-        str | None, typer.Option("--scale", "-s", help="Scale letter of a YAML whose name gives none; else its first.")
+        str | None,
+        typer.Option("--scale", "-s", help="Scale letter of a YAML whose name has none; else the first."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
@@ -27,7 +28,7 @@ def info(
 ) -> None:
     """Show the stages of a backbone, or the rows of a model, with their parameters and multiply-adds.
 
-    Counted is the model as it is trained, before anything is folded, in eval mode.
+    The numbers are for the model as it is trained, before folding, in eval mode.
     """
     with errors_for_users():
         size = image_size(imgsz)
@@ -134,7 +135,7 @@ def _image(document: dict[str, Any]) -> str:
     sides = f"RGB in 0..1, height and width multiples of {divisor}"
     if norm["order"] == "as given":
         return f"{sides}; taken as it is"
-    steps = [f"mean {_numbers(norm['mean'])} and std {_numbers(norm['std'])} taken out"] if norm["mean"] else []
+    steps = [f"normalised with mean {_numbers(norm['mean'])} and std {_numbers(norm['std'])}"] if norm["mean"] else []
     steps += ["turned into BGR"] if norm["order"] == "bgr" else []
     return f"{sides}; inside the backbone: {', '.join(steps)}"
 

@@ -1,4 +1,4 @@
-"""`lightbackbones list`: all backbones, what they cost, and what was published about them."""
+"""`lightbackbones list`: lists all backbones, their cost, and published figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_backbones(
     *,
     family: Annotated[
         str | None,
-        typer.Option("--family", help="One family alone, such as repvit.", autocompletion=completion.families),
+        typer.Option("--family", help="List only one family, such as repvit.", autocompletion=completion.families),
     ] = None,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
     as_json: Annotated[
@@ -38,7 +38,7 @@ def list_backbones(
 ) -> None:
     """List the backbones: parameters, multiply-adds, tap channels, published accuracy and weights.
 
-    Parameters and multiply-adds are counted on the backbone alone, stem and stages.
+    Parameters and multiply-adds are of the backbone only: its stem and stages.
     """
     with errors_for_users():
         size = image_size(imgsz)
@@ -67,7 +67,7 @@ def _families(family: str | None) -> list[type[Backbone]]:
     families = registry.families().values()
     if family is None:
         return list(families)
-    registry.list_backbones(wanted := family.strip().lower())  # raises for an unknown one, with the closest match
+    registry.list_backbones(wanted := family.strip().lower())  # raises for an unknown family, with the closest match
     return [cls for cls in families if cls.family == wanted]
 
 
@@ -112,7 +112,7 @@ def _with_all_taps(cls: type[Backbone], short: str) -> Backbone:
 
 
 def _weights(cls: type[Backbone], short: str) -> dict[str, Any]:
-    """Whether weights were published, and what `lightbackbones convert` downloads them by."""
+    """Whether weights are published, and the name by which `lightbackbones convert` downloads them."""
     release = cls.card.release_of(short)
     return {
         "status": cls.card.weights_of(short),

@@ -1,4 +1,4 @@
-"""What a measurement was made on, and what is installed there."""
+"""Facts about this machine for reports: its processor, and the versions of what is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor, as the system calls it."""
+    """The processor's name, as the system gives it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -20,7 +20,7 @@ def cpu_name() -> str:
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Models of Ultralytics for the commands: from a YAML or a checkpoint to a module, and the mistakes on that way."""
+"""Builds models of Ultralytics for the commands, from a YAML or a checkpoint, and explains the user's mistakes."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ OTHER_MODELS = {
     "Depth": ("depth", "DepthModel"),
     "RTDETRDecoder": ("detect", "RTDETRDetectionModel"),
 }
-"""Head -> task and class, for models that can be described here and not made: not every version has all of them."""
+"""Head -> task and class of models that can only be described here. Not every Ultralytics has all of them."""
 
 
 @contextlib.contextmanager
 def quiet_ultralytics() -> Iterator[None]:
-    """Ultralytics without what it prints, and none of it on stdout.
+    """Silence Ultralytics; what it prints all the same goes to stderr.
 
     Raises:
         UserError: if Ultralytics cannot be imported.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # its very first import says there that it made its settings
+    with contextlib.redirect_stdout(sys.stderr):  # its very first import prints that it made its settings
         try:
             from ultralytics.utils import LOGGER
         except ImportError as error:
@@ -56,10 +56,13 @@ def quiet_ultralytics() -> Iterator[None]:
 
 
 def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> dict[str, Any]:
-    """The model's configuration with its scale, as Ultralytics' own loader gives it.
+    """Read a model's configuration with Ultralytics' own loader, and choose its scale.
 
-    Where neither the name nor `scale` says which, there is no guess unless there is one scale alone, or `assume_first`
-    takes the first, as Ultralytics does when it builds a model.
+    If neither the name nor `scale` gives a letter, the only scale is taken. If there are several, `assume_first` takes
+    the first, as Ultralytics does when it builds a model; otherwise it is an error.
+
+    Raises:
+        UserError: if there is no such model YAML, or it has no such scale.
     """
     from ultralytics.nn.tasks import guess_model_scale
 
@@ -84,7 +87,7 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
             finding.explain_missing(model)
             or f"There is no YAML {model}. Give a path, or one of ours, {our_yamls(model)}."
         ) from error
-    except (TypeError, AttributeError) as error:  # Ultralytics, of a list or a single value
+    except (TypeError, AttributeError) as error:  # raised by Ultralytics for a list or a single value
         raise UserError(f"{model} is not a model YAML: it is no mapping.") from error
     if "backbone" not in config:
         raise UserError(f"{model} is not a model YAML: it has no backbone.")
@@ -106,9 +109,9 @@ def read_yaml(model: str, scale: str | None, *, assume_first: bool = False) -> d
 
 
 def _load(path: str) -> dict[str, Any]:
-    """A model YAML by Ultralytics' own loader, which knows best which file a name means; the file is checked first.
+    """Load a model YAML with Ultralytics' own loader, which knows what file a name means; the file is checked first.
 
-    The loader is called with global names of its own, in which reading a YAML file begins with the check.
+    A copy of the loader is called, whose global name `YAML` is a class that checks a file before it reads it.
     """
     from ultralytics.nn.tasks import yaml_model_load
     from ultralytics.utils import YAML
@@ -131,7 +134,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def our_yamls(wanted: str = "") -> str:
-    """Those of our model YAMLs that are called most like what was wanted, and where all of them are."""
+    """A text for errors: our model YAMLs with names most like the wanted one, and the folder of all of them."""
     from yolo_lightbackbones.configs import finding
 
     names = sorted(path.name for path in finding.config_dir().glob("*.yaml"))
@@ -140,7 +143,7 @@ def our_yamls(wanted: str = "") -> str:
 
 
 def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:
-    """A freshly initialised model of the task that the head is for; `any_head` allows `OTHER_MODELS`, too."""
+    """Build a model with random weights for the task of its head; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
     from yolo_lightbackbones.plugin import row
@@ -159,7 +162,7 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
     except row.ConfigError:
         raise
-    except KeyError as error:  # what Ultralytics' parser makes of a module that it does not know
+    except KeyError as error:  # raised by Ultralytics' parser for an unknown module
         unknown = error.args[0] if error.args else ""
         if unknown in row.modules(config):
             said = f"{model} names a module that neither Ultralytics nor this plugin has: {flow(unknown, 80)}"
@@ -183,14 +186,14 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
 
 
 def _head(config: dict[str, Any]) -> Any:
-    """The module of the last row, if the rows are rows at all."""
+    """The module of the last row; None if there is no such row."""
     rows = config.get("head") or [[]]
     last = rows[-1] if isinstance(rows, list) else []
     return last[2] if isinstance(last, list) and len(last) > 2 and isinstance(last[2], str) else None
 
 
 def backbone_of(net: Any, what: str) -> Any:
-    """The backbone of ours in a model of Ultralytics."""
+    """Find our backbone in a model of Ultralytics, which messages call `what`."""
     from yolo_lightbackbones import registry
     from yolo_lightbackbones.backbone import Backbone
 
@@ -201,10 +204,10 @@ def backbone_of(net: Any, what: str) -> Any:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """The model in an Ultralytics checkpoint, read with Ultralytics' restricted loader: classes it knows, and ours.
+    """Read the model of an Ultralytics checkpoint with Ultralytics' restricted loader: its own classes, and ours.
 
-    The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing of the model's YAML
-    is evaluated.
+    The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing from the model's
+    YAML is evaluated.
     """
     import torch
     from ultralytics.nn.tasks import torch_safe_load
@@ -214,15 +217,15 @@ def read_checkpoint(path: Path) -> Any:
 
     shown = printable(str(path))
     with tempfile.TemporaryDirectory() as folder:
-        # Under a name of no meaning: Ultralytics downloads what is called like its own checkpoints, removes such a file
-        # where it is damaged, and rewrites names.
+        # The copy has a neutral name: Ultralytics downloads files named like its own checkpoints, removes such files if
+        # they are damaged, and rewrites names.
         place = Path(folder, "checkpoint.pt")
         try:
             modules.copy_checked(path, place)
             checkpoint, _ = torch_safe_load(str(place), safe_only=True)
         except UnreadableError as error:
             raise UserError(f"{shown} is an Ultralytics checkpoint that cannot be read safely: it {error}") from error
-        except Exception as error:  # its own kinds for its own reasons; the message says which
+        except Exception as error:  # of many kinds; the message gives the reason
             reason = f"it holds {listed(classes)}" if (classes := _not_allowed(place)) else _first_line(error)
             reason = reason.replace(str(place), shown)
             raise UserError(f"{shown} is an Ultralytics checkpoint that cannot be read safely: {reason}") from error
@@ -243,7 +246,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_tree(net: Any, deepest: int = 100, most: int = 100_000) -> bool:
-    """Whether a walk down a module ends soon: torch's own visits a module as often as there are ways to it."""
+    """Whether a walk through all parts of a module ends soon: torch's own visits a part once for every path to it."""
     import torch
 
     waiting = [(net, 0)]
@@ -259,10 +262,10 @@ def _is_tree(net: Any, deepest: int = 100, most: int = 100_000) -> bool:
 
 
 def _not_allowed(path: Path) -> list[str]:
-    """Names of the pickled classes that Ultralytics' restricted loader, which has just tried, does not allow."""
+    """Names of the pickled classes that the restricted loader, which has just failed, does not allow."""
     import torch
 
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # damaged: nearly anything
+    except Exception:  # of nearly any kind, if the file is damaged
         return []

@@ -1,4 +1,4 @@
-"""`lightbackbones new`: a model YAML of one's own, from a backbone, a neck, a task and levels."""
+"""`lightbackbones new`: writes a model YAML for a backbone, a neck, a task and levels."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def new(
         str | None,
         typer.Option(
             "--taps",
-            help="Levels that the neck works on, of P2 to P5; P6 it makes from P5 itself.",
+            help="Levels that the neck works on: P2 to P5, and P6, which it makes from P5.",
             show_default="P3,P4,P5",
         ),
     ] = None,
-    scale: Annotated[str | None, typer.Option("--scale", "-s", help="Write this scale letter alone.")] = None,
+    scale: Annotated[str | None, typer.Option("--scale", "-s", help="Write only this scale letter.")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a model YAML with a backbone, a neck of Ultralytics and a head.
 
-    The model is built before anything is written, so that the file is one that works.
+    The model is built before anything is written, so the file is known to work.
     """
     with errors_for_users():
         from yolo_lightbackbones.configs import writer
@@ -57,7 +57,7 @@ def new(
         _check_name(output)
         check_new_file(output, force)
         if task == "classify" and taps is not None:
-            raise UserError("A classifier works on P5 alone. Leave --taps out.")
+            raise UserError("A classifier works only on P5. Leave --taps out.")
         levels = tuple(level.strip().upper() for level in (taps or "P3,P4,P5").split(",") if level.strip())
         text = writer.write(backbone, neck, levels=levels, task=task, name=output.name, scale=scale)
         with models.quiet_ultralytics():
@@ -74,8 +74,8 @@ def new(
 
 
 def _check_name(output: Path) -> None:
-    """Refuse what Ultralytics would not find again under its name."""
-    if output.suffix not in {".yaml", ".yml"}:  # in small letters, by which Ultralytics knows a model YAML
+    """Refuse a name under which Ultralytics would not find the file."""
+    if output.suffix not in {".yaml", ".yml"}:  # in lower case, as Ultralytics needs it
         raise UserError(f"The output is {output}; its suffix must be one of .yaml, .yml.")
     if not output.name.isprintable():
         raise UserError(
@@ -86,7 +86,7 @@ def _check_name(output: Path) -> None:
 
 
 def _build(text: str, output: Path) -> tuple[str, int, list[int]]:
-    """Scale letter, parameters and strides of the model that the text describes."""
+    """Build the model that the text describes; returns its scale letter, number of parameters and strides."""
     import yaml
     from ultralytics.nn.tasks import guess_model_scale
 

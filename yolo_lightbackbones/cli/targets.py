@@ -1,4 +1,4 @@
-"""From what a user names to a module: a variant, a model YAML, a checkpoint of Ultralytics, or published weights."""
+"""Finds and builds what a user names: a variant, a model YAML, a checkpoint of Ultralytics, or published weights."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Kind = Literal["variant", "yaml", "checkpoint", "weights"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a user named.
+    """A backbone or a model that a user named.
 
     Args:
-        name: as it was named, or the full name of the variant.
-        kind: of weights there is only the variant that they are of.
-        module: in eval mode; a `Backbone`, or a model of Ultralytics in float32.
-        channels: of the image.
+        name: the name that the user gave, or the full name of the variant.
+        kind: what was named. For weights, the module is their variant, without the weights themselves.
+        module: a `Backbone`, or a model of Ultralytics in float32; in eval mode.
+        channels: channels of the image.
         divisor: height and width of the image must be multiples of it.
-        variant: its full name, for a backbone.
-        note: what else there is to say about the file.
+        variant: full name of the variant, if the module is a backbone.
+        note: a remark about the file, if there is one.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Target:
 
     @property
     def figures(self) -> Figures | None:
-        """What was published about the variant; None for models, and where the card has nothing."""
+        """Published figures of the variant; None for models, and if the card has none."""
         if self.variant is None:
             return None
         backbone: Backbone = self.module
@@ -64,7 +64,7 @@ class Target:
         check_image_size(size, self.divisor, self.name)
 
     def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
-        """What the module and parts of it cost, for one image of this height and width.
+        """Count the cost of the module and of some of its parts, for one image of this height and width.
 
         Raises:
             UserError: if the module cannot run on such an image.
@@ -83,11 +83,11 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
 
     Args:
         text: what the user wrote.
-        scale: a scale letter, for a YAML whose name gives none; None: the first, as in Ultralytics.
+        scale: scale letter for a YAML whose name gives none; None: the first, as in Ultralytics.
         empty: whether a variant may be built on the meta device, without memory for its values.
 
     Raises:
-        UserError, ValueError, OSError: saying what was given, what is allowed and what to do.
+        UserError, ValueError, OSError: the message says what was given, what is allowed and what to do.
     """
     path = Path(text)
     if path.suffix in {".yaml", ".yml"}:
@@ -168,7 +168,7 @@ def _model(name: str, kind: Kind, net: Any) -> Target:
 
     strides = [int(stride) for stride in getattr(net, "stride", [])]
     divisors = [module.size_divisibility for module in net.modules() if isinstance(module, Backbone)]
-    first = next(net.parameters())  # the stem's, where Ultralytics looks as well
+    first = next(net.parameters())  # the stem's; Ultralytics looks there, too
     channels = first.shape[1] if first.ndim == 4 else 3
     return Target(name, kind, net.eval(), channels, max([1, *strides, *divisors]))
 

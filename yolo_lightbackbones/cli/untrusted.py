@@ -1,8 +1,8 @@
-"""Model YAMLs of strangers: what Ultralytics would run, fetch or never come back from is refused before it sees it.
+"""Checks model YAMLs of unknown origin: refuses what would make Ultralytics run code, use the network or never end.
 
-While it builds a model from a YAML, Ultralytics evaluates `activation` as Python, calls whatever its module
-`ultralytics.nn.tasks` has under the name in a row, which may be a function that installs packages or unpickles a file,
-and loads torchvision's weights for rows of `TorchVision`.
+When Ultralytics builds a model from a YAML, it evaluates `activation` as Python. It calls whatever the module
+`ultralytics.nn.tasks` has under the name in a row; that may be a function that installs packages or unpickles a file.
+For rows of `TorchVision` it downloads torchvision's weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from yolo_lightbackbones.cli.common import UserError
 from yolo_lightbackbones.messages import flow, printable, quoted
 
 LARGEST_FILE = 1_000_000
-"""Bytes; the bundled YAMLs have under 5,000."""
+"""Largest YAML, in bytes; the bundled ones have under 5,000."""
 
 _MOST_PARAMETERS = 100_000  # of an activation; PReLU has one per channel
 _MOST_DECODER_LAYERS = 100  # RT-DETR has 6
@@ -26,11 +26,11 @@ _MOST_LAYERS = 50_000  # the largest bundled model has under 3,000
 _LARGEST_MODEL = 1_000_000_000  # parameters; the largest bundled model has 253 million
 _LARGEST_MAP = 1_000_000_000  # values, for an image of 256 x 256
 _PLACES = ("torch.nn.modules.", "torchvision.ops.", "ultralytics.nn.modules.")
-"""Where the layers are that a row may name, besides ours."""
+"""Modules with the layers that a row may name, besides ours."""
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is no YAML, or that would take memory or time without end.
+    """Refuse a file that is not a YAML, or that would take memory or time without limit.
 
     Raises:
         UserError: for anything but a YAML of up to `LARGEST_FILE` bytes with values that are within bounds.
@@ -47,20 +47,20 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes; a model YAML has a few thousand.")
     misread = (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
     text = content.decode(errors="ignore")  # as Ultralytics reads it
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of plain values alone
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # makes plain values only
     try:
         _check_nesting(yaml.parse(text, Loader=loader), bounds.DEEPEST)
-        # Nodes have no merged keys yet (`<<: *a`), which aliases multiply as well.
+        # Checked on nodes, before keys are merged (`<<: *a`): aliases multiply merged keys as well.
         bounds.extent(yaml.compose(text, Loader=loader), {}, inside=_inside)
         yaml.load(text, Loader=loader)  # nosec B506
     except bounds.BoundsError as error:
-        raise UserError(f"{path} is not taken: {error}") from None
+        raise UserError(f"{path} is refused: {error}") from None
     except misread as error:  # `!!timestamp x` is an AttributeError of PyYAML, `!!bool x` a KeyError
         raise UserError(f"{path} is not a YAML file: {shortened(error)}") from error
 
 
 def _check_nesting(events: Iterable[Any], deepest: int) -> None:
-    """Before anything recursive meets the file."""
+    """Refuse deep nesting before recursive code reads the file."""
     from yolo_lightbackbones.bounds import BoundsError
 
     depth = 0
@@ -73,17 +73,17 @@ def _check_nesting(events: Iterable[Any], deepest: int) -> None:
 
 
 def _inside(node: Any) -> Iterable[Any] | None:
-    """The nodes in a node of a YAML."""
+    """The nodes inside a node of a YAML; None for a single value."""
     if isinstance(getattr(node, "value", None), list):
         return [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
     return None
 
 
 def check_model(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model config whose building would run code, reach the network, or not end.
+    """Refuse a model config that would run code, use the network or never end when the model is built.
 
     Raises:
-        UserError: for an activation that is more than a layer of torch.nn, and for modules that are no layers.
+        UserError: for an activation that is more than a layer of torch.nn, and for modules that are not layers.
         ConfigError: for values that are out of bounds.
     """
     from yolo_lightbackbones.plugin import limits
@@ -101,10 +101,10 @@ def check_model(config: Mapping[str, Any], name: str) -> None:
 
 
 def check_activation(activation: Any, name: str) -> None:
-    """Refuse what is not a call such as `nn.SiLU()` or `torch.nn.LeakyReLU(0.1)`: Ultralytics evaluates it as Python.
+    """Refuse an activation other than `nn.SiLU()` or `torch.nn.LeakyReLU(0.1)`, say: Ultralytics runs it as Python.
 
     Raises:
-        UserError: saying what may be written.
+        UserError: if it is not such a call; the message says what may be written.
     """
     if not activation:
         return
@@ -136,14 +136,14 @@ def _is_activation(text: str) -> bool:
 
 
 def _is_plain(value: ast.expr) -> bool:
-    """A number, a truth value, None, or a text such as GELU's `"tanh"`."""
+    """Whether an expression is a number, a truth value, None, or a text such as GELU's `"tanh"`."""
     if isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.USub):
         value = value.operand
     return isinstance(value, ast.Constant) and isinstance(value.value, int | float | str | None)
 
 
 def _can_be_made(cls: type[Any], call: ast.Call) -> bool:
-    """Whether the layer takes these values; tried without memory, as PReLU has as many parameters as it is told."""
+    """Whether the layer accepts these values; tried on the meta device, because PReLU's parameters can be many."""
     import torch
 
     try:
@@ -170,7 +170,7 @@ def _check_module(module: str, where: str) -> None:
         found = getattr(importlib.import_module("torchvision.ops"), module[16:], None)
     else:
         found = vars(tasks).get(module)
-    if found is None:  # whoever builds the model says so
+    if found is None:  # an error when the model is built
         return
     if module == "TorchVision":
         raise UserError(
@@ -187,7 +187,7 @@ def _check_module(module: str, where: str) -> None:
 
 
 def _check_decoder(row: Sequence[Any], where: str) -> None:
-    """Refuse decoder layers without end: Ultralytics copies them one by one, which `check_cost` does not see."""
+    """Refuse too many decoder layers: Ultralytics copies them one by one, which `check_cost` does not see."""
     if row[2] != "RTDETRDecoder" or len(row) < 4 or not isinstance(row[3], list):
         return
     count = row[3][5] if len(row[3]) > 5 else 6
@@ -199,9 +199,9 @@ def _check_decoder(row: Sequence[Any], where: str) -> None:
 
 
 def check_cost(config: Mapping[str, Any], channels: int, name: str) -> None:
-    """Refuse a model that needs more memory than any detector; it is built, and run on one image, without memory first.
+    """Refuse a model that needs more memory than any real detector: first build it and run it on the meta device.
 
-    Whatever fails in this for another reason passes: it fails again when the model is really built, with its own error.
+    Any other error here is ignored: it comes again, with its own message, when the model is really built.
 
     Raises:
         UserError: naming what is too large.
@@ -242,11 +242,11 @@ def check_cost(config: Mapping[str, Any], channels: int, name: str) -> None:
             net.model, net.save = tasks.parse_model(copy.deepcopy(dict(config)), ch=channels, verbose=False)
             net.eval()
             for layer in net.model:
-                layer.training = True  # heads give maps then, and read no values; norms inside stay in eval mode
-            net(torch.zeros(1, channels, 256, 256))  # the size at which Ultralytics asks for the strides
+                layer.training = True  # so heads give feature maps and read no values; norms inside stay in eval mode
+            net(torch.zeros(1, channels, 256, 256))  # the size at which Ultralytics computes the strides
     except UserError:
         raise
-    except Exception:  # of any kind, out of Ultralytics and torch
+    except Exception:  # of any kind, from Ultralytics or torch
         return
     finally:
         for handle in handles:
@@ -254,6 +254,6 @@ def check_cost(config: Mapping[str, Any], channels: int, name: str) -> None:
 
 
 def shortened(error: BaseException) -> str:
-    """The message of another library in one bounded line."""
+    """The message of another library's error, as one line of limited length."""
     text = " ".join(str(error)[:2000].split())
     return flow(printable(text), 400)

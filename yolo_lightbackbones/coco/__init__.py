@@ -1,1 +1,1 @@
-"""MS-COCO: the official evaluation of predictions, and a checked data set folder."""
+"""MS-COCO: the official evaluation of predictions, and the check of a data set folder."""

@@ -20,7 +20,7 @@ from yolo_lightbackbones.messages import quoted
 
 
 class Metric(NamedTuple):
-    """One of the twelve numbers, and what it is taken over."""
+    """One of the twelve numbers: its name, and the IoU thresholds, object areas and boxes per image that it covers."""
 
     name: str
     kind: str
@@ -43,10 +43,10 @@ METRICS = (
     Metric("ARm", "average recall", "0.50:0.95", "medium", 100),
     Metric("ARl", "average recall", "0.50:0.95", "large", 100),
 )
-"""In the order of pycocotools' `stats`."""
+"""The twelve numbers, in the order of pycocotools' `stats`."""
 
 NOT_THERE = -1.0
-"""pycocotools' number where there is no ground truth to take one over."""
+"""What pycocotools gives for a number if there is no ground truth."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ClassScore:
     """Average precision of one category; `NOT_THERE` where it has no objects."""
 
     name: str
-    objects: int  # crowd regions aside, as in every number
+    objects: int  # without crowd regions, as in every number
     AP: float
     AP50: float
     AP75: float
@@ -62,9 +62,9 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that pycocotools says about some predictions, and how much it looked at."""
+    """The result of an evaluation."""
 
-    metrics: dict[str, float]  # by the names of METRICS; NOT_THERE where there is nothing to take one over
+    metrics: dict[str, float]  # by the names of METRICS; NOT_THERE if there is no ground truth
     classes: list[ClassScore]  # one per category
     recalls: NDArray[np.float64]  # (101,), 0 to 1
     curves: dict[str, NDArray[np.float64]]  # IoU threshold -> precision (101,), the mean over classes with objects
@@ -82,13 +82,13 @@ def evaluate(
     images: Collection[int] | None = None,
     iou_type: IouType = "bbox",
 ) -> Evaluation:
-    """Evaluate predictions, in the annotations' ids, on `images` or on all of the annotations' images.
+    """Evaluate predictions on `images`, or on all images of the annotations; their ids must be the annotations'.
 
-    An image without annotations counts: what is predicted there is wrong. An image without predictions counts: what is
-    annotated there was missed.
+    An image without annotations counts: predictions on it are false positives. An image without predictions counts:
+    its objects were missed.
 
     Raises:
-        ValueError: masks of another size than their image's, or that do not cover it.
+        ValueError: if masks have another size than their image, or do not cover it.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -104,7 +104,7 @@ def evaluate(
             "info": {},  # pycocotools 2.0.9 and 2.0.10 copy it
             "images": list(truth.images.values()),
             "categories": [{"id": number, "name": name} for number, name in truth.categories.items()],
-            # Numbered anew, because pycocotools takes the number 0 for "matched nothing" and keeps one of two alike.
+            # Numbered anew: pycocotools reads the id 0 as "matched nothing", and of two equal ids it keeps only one.
             "annotations": [{**annotation, "id": i} for i, annotation in enumerate(truth.annotations, 1)],
         }
         reference.createIndex()
@@ -135,16 +135,16 @@ def evaluate(
 
 
 def _results(reference: Any, predictions: list[Prediction], iou_type: IouType) -> Any:
-    """The predictions as pycocotools keeps them.
+    """Convert the predictions to pycocotools' form.
 
-    Only what is compared is passed on: where a mask comes with a box, pycocotools would take its size from the box.
+    Only the compared region is passed on: if a mask comes with a box, pycocotools would take its area from the box.
     """
     keys = ("image_id", "category_id", "score", REGIONS[iou_type])
     return reference.loadRes([{key: prediction[key] for key in keys} for prediction in predictions])
 
 
 def _none(reference: Any) -> Any:
-    """No predictions at all, which `loadRes` cannot read."""
+    """Results without any prediction, which `loadRes` cannot make."""
     from pycocotools.coco import COCO
 
     empty = COCO()
@@ -183,10 +183,10 @@ def _mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unique(categories: Mapping[int, str]) -> dict[int, str]:
-    """Names by id; two categories of one name are told apart by their numbers."""
+    """Names by id; categories with the same name get their id in brackets."""
     times = Counter(categories.values())
     names = {number: f"{name} ({number})" if times[name] > 1 else name for number, name in categories.items()}
-    if len(set(names.values())) < len(names):  # one has another's name and number as its name
+    if len(set(names.values())) < len(names):  # one is named like another with its id
         return {number: f"{name} ({number})" for number, name in categories.items()}
     return names
 

@@ -1,4 +1,4 @@
-"""JSON files of the user's, and lists of what is wrong with them."""
+"""Reads the user's JSON files, checks their values, and counts what is wrong with them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from yolo_lightbackbones.messages import flow
 
 MAX_EXAMPLES = 5
 MAX_COORDINATE = 2**31
-"""Pixels. Boxes farther out are no boxes: where x is so large that x + width is x, an IoU comes out wrong."""
+"""In pixels; boxes farther out are refused. If x is so large that x + width equals x, the IoU is wrong."""
 
 
 @dataclass
 class Tally:
-    """How often something was seen, with the first few examples, cut at some length and printable."""
+    """A count of something, with its first few examples, shortened and printable."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Tally:
 
 
 def shortened(values: Iterable[object]) -> str:
-    """The first few values as a list in words."""
+    """The first few values as one text, separated by commas."""
     tally = Tally()
     for value in values:
         tally.add(value)
@@ -43,11 +43,11 @@ def shortened(values: Iterable[object]) -> str:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file; `what` says in messages which file it is.
+    """Read a JSON file; messages call it `what`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, no file, not JSON, or too large for the memory.
+        ValueError: the path is a folder, or the file is empty, not JSON, or too large for the memory.
     """
     check_file(path, what)
     try:
@@ -64,10 +64,10 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def check_file(path: Path, what: str) -> None:
-    """Whether a file of the user's is there; `what` says in messages which it is.
+    """Refuse a path that is not a file; messages call it `what`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: it is a folder.
     """
     if path.is_dir():
@@ -82,22 +82,22 @@ def is_id(value: object) -> TypeGuard[int]:
 
 
 def stem(file_name: object) -> str:
-    """A file's name without folder and suffix, or "" for what is no text; folders may be written as Windows does."""
+    """A file's name without folder and suffix, "" if it is not a text; folders may be separated as on Windows."""
     return PurePosixPath(file_name.replace("\\", "/")).stem if isinstance(file_name, str) else ""
 
 
 def as_id(text: str) -> int | None:
-    """A text that is written in digits as the id that it is."""
+    """The id that a text of digits stands for; None for any other text."""
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a number that a float can hold, and finite."""
+    """Whether `value` is a finite number that a float can hold."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer of some hundred digits
+    except OverflowError:  # an integer of several hundred digits
         return False
 
 
@@ -107,7 +107,7 @@ def is_side(value: object) -> TypeGuard[int]:
 
 
 def is_box(value: object) -> bool:
-    """Whether `value` is [x, y, width, height] in finite numbers that can be pixels."""
+    """Whether `value` is [x, y, width, height] in finite numbers of pixels below `MAX_COORDINATE`."""
     return (
         isinstance(value, list)
         and len(value) == 4

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format, checked as far as the evaluation relies on them."""
+"""Reads annotation files in COCO's format, and checks everything in them that the evaluation relies on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from yolo_lightbackbones.messages import flow, quoted
 
 SECTIONS = ("images", "annotations", "categories")
 MAX_CATEGORIES = 20_000
-"""pycocotools' tables of precision and scores take 200 kB a category, so 4 GB for these."""
+"""pycocotools' tables of precision and scores take 200 kB per category, so 4 GB for this many."""
 
 MAX_AREA = 1e10
-"""Square pixels. pycocotools leaves larger objects out of every number, "all areas" included."""
+"""In square pixels. pycocotools leaves larger objects out of every number, also out of "all areas"."""
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What an annotation file says, in its own words."""
+    """The content of an annotation file, in COCO's format."""
 
     path: Path
     images: dict[int, dict[str, Any]]  # by id, in the file's order
@@ -52,7 +52,7 @@ def read_ground_truth(path: Path, *, masks: bool = False) -> GroundTruth:
     if not images or not categories:
         raise ValueError(f"{path} lists {len(images)} images and {len(categories)} categories: nothing to evaluate on.")
     if len(categories) > MAX_CATEGORIES:
-        raise ValueError(f"{path} lists {len(categories)} categories; {MAX_CATEGORIES} is the most that is evaluated.")
+        raise ValueError(f"{path} lists {len(categories)} categories; at most {MAX_CATEGORIES} are evaluated.")
     if masks:
         sides = {number: [image.get("height"), image.get("width")] for number, image in images.items()}
         sizeless = [number for number, size in sides.items() if not all(map(is_side, size))]
@@ -90,10 +90,10 @@ def read_ground_truth(path: Path, *, masks: bool = False) -> GroundTruth:
 
 
 def check_sections(content: Any, path: Path) -> None:
-    """Whether a file has the lists that every instances_*.json has.
+    """Refuse a file without the lists that every instances_*.json has.
 
     Raises:
-        ValueError: it has not.
+        ValueError: a list is missing, or the file holds no object.
     """
     if not isinstance(content, dict):
         raise ValueError(
@@ -106,7 +106,7 @@ def check_sections(content: Any, path: Path) -> None:
 
 
 def by_id(entries: list[Any], what: str) -> dict[int, dict[str, Any]]:
-    """Entries of an annotation file by their `id`.
+    """Index entries of an annotation file by their `id`; messages call them `what`.
 
     Raises:
         ValueError: an entry without an integer id, or two with the same.
@@ -124,7 +124,7 @@ def by_id(entries: list[Any], what: str) -> dict[int, dict[str, Any]]:
 
 
 def _fault(annotation: Any, images: dict[int, Any], categories: dict[int, Any], masks: bool) -> tuple[str, str] | None:
-    """The problem of an annotation and the value at fault, or None."""
+    """The problem of an annotation and the wrong value; None if there is no problem."""
     if not isinstance(annotation, dict):
         return "are no objects", f": {quoted(annotation)}"
     needed = ("image_id", "category_id", "bbox", "area", "iscrowd", *(("segmentation",) if masks else ()))

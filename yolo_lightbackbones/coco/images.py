@@ -1,4 +1,4 @@
-"""Are the images there and whole? Each is decoded once; what was found whole is remembered for the next run."""
+"""Checks that images exist and decode completely. Each is decoded once; good ones are remembered for the next run."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 RECORD = ".coco-prepare.json"
 _SAVE_EVERY = 10_000  # images: an interrupted check of 118,287 loses little
-_MANY_PIXELS = 2**24  # such an image is decoded alone: eight threads with one each could fill the memory
+_MANY_PIXELS = 2**24  # larger images are decoded one at a time: eight at once could fill the memory
 _ONE_AT_A_TIME = threading.Lock()
 _SMALLEST = 10  # pixels; Ultralytics takes nothing smaller
-_LARGEST = 178_956_970  # pixels; Pillow's own limit, from which on `Image.open` takes a file for an attack
-_ORIENTATION = 274  # EXIF tag; from 5 on the image is shown lying on its side
+_LARGEST = 178_956_970  # pixels; Pillow's own limit, above which `Image.open` takes a file for an attack
+_ORIENTATION = 274  # EXIF tag; with values from 5 on the image is shown turned by 90 degrees
 _JPEG_END = b"\xff\xd9"
 
 
 @dataclass(frozen=True)
 class Whole:
-    """An image that decodes."""
+    """An image that decodes completely."""
 
     width: int  # as it is shown, that is, with the orientation in its EXIF data
     height: int
-    ended: bool  # False: a JPEG without its end marker, which Ultralytics writes anew when it meets it
+    ended: bool  # False: a JPEG that does not end with its end marker; Ultralytics rewrites it when it reads it
 
 
 def inspect(path: Path) -> Whole:
@@ -63,15 +63,15 @@ def inspect(path: Path) -> Whole:
                     image.load()
         except (OSError, ValueError):
             raise
-        except Exception as error:  # of nearly any type, where headers and metadata are nonsense
+        except Exception as error:  # of nearly any type, if headers or metadata are nonsense
             raise ValueError(f"not an image: {type(error).__name__}: {error}") from error
     return Whole(width, height, image.format != "JPEG" or _ends_as_jpeg(path))
 
 
 def _kind(start: bytes) -> type[ImageFile]:
-    """The reader for a file that starts so.
+    """Pillow's reader for a file with these first bytes.
 
-    `Image.open` would know, but Ultralytics replaces it by one that installs a package where no reader fits.
+    `Image.open` would find it, but Ultralytics replaces `Image.open` by one that installs a package if no reader fits.
     """
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
@@ -84,7 +84,7 @@ def _kind(start: bytes) -> type[ImageFile]:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    """The problem of an image in one line, without the path, which the report names already."""
+    """The problem of an image in one line, without its path, which is in the report already."""
     return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
@@ -95,12 +95,12 @@ def _ends_as_jpeg(path: Path) -> bool:
 
 
 class Record:
-    """Images found whole in earlier runs: those whose size in bytes and time of change are still the same."""
+    """Remembers good images of earlier runs, as long as their size in bytes and time of change stay the same."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / RECORD
         self._known: dict[str, dict[str, Any]] = {}
-        with contextlib.suppress(OSError, ValueError, RecursionError):  # it only saves time
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # the record only saves time
             content = json.loads(self.path.read_bytes()) if self.path.is_file() else None
             if isinstance(content, dict):
                 self._known = content
@@ -124,9 +124,9 @@ class Record:
 def check_images(
     folder: Path, names: list[str], record: Record, step: Callable[[], None]
 ) -> Generator[tuple[str, Whole | str | None], None, None]:
-    """Yield for each file name of `folder` the image, or what is wrong with it, or None where there is no such file.
+    """Yield each file name with its image, a text that says what is wrong with it, or None if the file is missing.
 
-    `step` is called once per image. The record is saved from time to time and at the end, also at an early one.
+    `step` is called once per image. The record is saved from time to time and at the end, also if it comes early.
     """
 
     def examine(name: str) -> tuple[os.stat_result | None, Whole | str | None, bool]:
@@ -139,11 +139,11 @@ def check_images(
             return status, known or inspect(path), known is None
         except (FileNotFoundError, NotADirectoryError):  # or it has just been removed
             return status, None, False
-        except (OSError, ValueError) as error:  # a loop of links, a folder that may not be entered, no whole image
+        except (OSError, ValueError) as error:  # a loop of links, a forbidden folder, a damaged image
             return status, _reason(error), False
 
     new = 0
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoders let go of the interpreter's lock
+    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))  # decoders release the GIL
     try:
         for name, (status, seen, is_new) in zip(names, pool.map(examine, names), strict=True):
             if is_new and status and isinstance(seen, Whole):

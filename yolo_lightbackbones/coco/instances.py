@@ -1,4 +1,4 @@
-"""What the data set folder needs to know of an instances_*.json: a fraction of it, for train2017's weighs gigabytes."""
+"""Reads from an instances_*.json only what `coco-prepare` needs: all of train2017's would take gigabytes of memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from yolo_lightbackbones.coco.ground_truth import by_id, check_sections
 from yolo_lightbackbones.messages import quoted
 
 TOLERANCE = 0.01
-"""How far, as a share of the image, Ultralytics lets a box's centre and size leave 0..1 before it drops the image."""
+"""How far a box's centre and size, as shares of the image, may be outside 0..1 before Ultralytics drops the image."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image as an annotation file lists it, with its size in pixels."""
+    """An entry of the list of images: its `file_name`, and its size in pixels."""
 
     name: str
     width: int
@@ -29,9 +29,9 @@ class Image:
 class Instances:
     """The images of one annotation file, and what is wrong with its annotations."""
 
-    images: dict[int, Image]  # by id; those whose names can be used
+    images: dict[int, Image]  # by id; only those with usable names
     badly_named: dict[int, Any] = field(default_factory=dict)  # id -> file_name of the others
-    name_problems: dict[str, Tally] = field(default_factory=dict)  # kind of problem -> what is wrong with these
+    name_problems: dict[str, Tally] = field(default_factory=dict)  # kind of problem -> examples
     annotations: int = 0
     crowds: int = 0
     annotated: set[int] = field(default_factory=set)  # ids of images with any annotation, crowd regions included
@@ -39,7 +39,7 @@ class Instances:
     unknown_category: Tally = field(default_factory=Tally)
     outside: Tally = field(default_factory=Tally)
     unlisted_image: Tally = field(default_factory=Tally)
-    bad_images: set[int] = field(default_factory=set)  # those that an annotation makes unusable
+    bad_images: set[int] = field(default_factory=set)  # ids of images that an annotation makes unusable
 
 
 def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
@@ -68,9 +68,9 @@ def read_instances(path: Path, categories: Mapping[int, str]) -> Instances:
 
 
 def for_labels(path: Path, instances: Instances) -> dict[str, Any]:
-    """The checked part of the file that the conversion to labels needs.
+    """Read the part of the file that the conversion to labels needs.
 
-    That is without the images that their names or annotations make unusable.
+    Images with unusable names or annotations are left out.
     """
     content = read_json(path, "annotation file")
     kept = instances.images.keys() - instances.bad_images
@@ -86,7 +86,7 @@ def for_labels(path: Path, instances: Instances) -> dict[str, Any]:
 
 
 def _check_categories(entries: list[Any], categories: Mapping[int, str], path: Path) -> None:
-    """The labels will be COCO's classes by number, so another data set's numbers must not be taken for COCO's."""
+    """Refuse other categories than COCO's: labels hold class numbers, which would be read as COCO's."""
     others = [
         f"{number} {quoted(entry.get('name'))}"
         for number, entry in by_id(entries, f"categories of {path}").items()
@@ -148,7 +148,7 @@ def _count(annotation: dict[str, Any], found: Instances, categories: Set[int]) -
         found.unknown_category.add(f"{category} in {image.name}")
         found.bad_images.add(number)
     if annotation["iscrowd"]:
-        return  # no label is made of it
+        return  # crowd regions get no label
     x, y, width, height = annotation["bbox"]
     if width <= 0 or height <= 0:
         found.flat.add(f"{annotation['bbox']} in {image.name}")

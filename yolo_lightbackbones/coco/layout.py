@@ -1,4 +1,4 @@
-"""Where the files of a COCO folder are, as it is downloaded and as Ultralytics wants it."""
+"""Where the files of a COCO folder are: as it is downloaded, and as Ultralytics needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SPLITS = ("train2017", "val2017")
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a COCO folder whose images and annotations are both there."""
+    """One split of a COCO folder that has both images and annotations."""
 
     root: Path
     name: str
@@ -22,7 +22,7 @@ class Split:
 
     @property
     def linked_images(self) -> Path:
-        """Where Ultralytics must see the images: it finds labels by putting `labels` for `images` in a path."""
+        """Where Ultralytics must see the images: it finds labels by replacing `images` with `labels` in a path."""
         return self.root / "images" / self.name
 
     @property
@@ -40,7 +40,7 @@ def annotation_file(root: Path, name: str) -> Path:
 
 
 def find_splits(root: Path) -> tuple[list[Split], dict[str, str]]:
-    """The splits that are there, and for the others what is absent.
+    """Find the splits that are there, and for each other split what is missing.
 
     Raises:
         NotADirectoryError: there is no folder `root`.

@@ -1,4 +1,4 @@
-"""Masks in COCO's format, checked before pycocotools' C code reads them: it trusts whatever it is given."""
+"""Checks masks in COCO's format before pycocotools reads them: its C code checks nothing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.coco.files import is_number
 
 FAR = 1e5
-"""Pixels. pycocotools walks along an outline step by step, and counts the steps in 32 bits."""
+"""Largest coordinate in pixels. pycocotools walks along an outline step by step, and counts the steps in 32 bits."""
 
 LONGEST_OUTLINE = 2e6
-"""Pixels, all sides of one outline together. pycocotools keeps five steps of each pixel, some 200 MB for these."""
+"""Longest outline in pixels, all sides together. pycocotools stores five steps per pixel: 200 MB for this length."""
 
 MAX_PIXELS = 2**32
-"""pycocotools counts the pixels of an image in 32 bits."""
+"""Limit for the pixels of an image, which pycocotools counts in 32 bits."""
 
 _LONGEST_RUN = 7  # characters
 
 
 def is_rle(value: Any, height: int, width: int) -> bool:
-    """Whether `value` is a run-length encoding, compressed or in numbers, that covers height x width pixels."""
+    """Whether `value` is a run-length encoding, compressed or as numbers, that covers height x width pixels."""
     if not isinstance(value, dict) or value.get("size") != [height, width]:
         return False
     counts = value.get("counts")
@@ -53,11 +53,11 @@ def _length(outline: list[float]) -> float:
 
 
 def decode(counts: str) -> list[int]:
-    """The run lengths of a compressed encoding, in which pycocotools writes them as text.
+    """Decode run lengths from the text into which pycocotools compresses them.
 
-    Each is a number in groups of five bits, lowest first, a character from 48 on for each group: 32 says that another
-    group follows, 16 in the last one that the number is negative. From the fourth on it is the difference to the run
-    two before.
+    A number is split into groups of five bits, the lowest first. Each group is one character: code 48 plus the group,
+    plus 32 if another group follows. In the last group, bit 16 means that the number is negative. The first three
+    numbers are run lengths; from the fourth on, a number is the difference to the run two places before.
 
     Raises:
         ValueError: the text is no such encoding.

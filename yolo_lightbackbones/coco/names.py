@@ -1,4 +1,4 @@
-"""File names of images: those that an image list, a label folder and Ultralytics' reading of both can hold."""
+"""Checks file names of images: image lists, label folders and Ultralytics must be able to use them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 """Suffixes of the formats that are decoded. Ultralytics skips list entries with any other suffix."""
 
 LONGEST_NAME = 255  # bytes, of a file or folder; the limit of all common file systems
-LONGEST_PATH = 1024  # bytes, below the images folder; what is left of a path's 4096 is for the folder itself
+LONGEST_PATH = 1024  # bytes, below the images folder; the rest of a path's 4096 is for the folder itself
 
 
 def fault(name: object) -> str | None:
-    """Why an image cannot have this file name, as a kind of problem of the report, or None.
+    """The kind of problem with an image's file name, a key of `report.NAMES`; None if the name can be used.
 
-    Ultralytics reads a list by `text.strip().splitlines()`, takes an entry for an image by its suffix, and finds the
-    label file by putting `labels` for the last folder `images` and `.txt` for what follows the last dot.
+    Ultralytics reads a list by `text.strip().splitlines()`, recognises images by their suffix, and finds the label file
+    by replacing the last folder `images` with `labels` and the suffix with `.txt`.
     """
     if not isinstance(name, str) or not name:
         return "unnamed_images"
@@ -48,9 +48,10 @@ def label(name: str) -> str:
 
 
 def clashes(names: Mapping[int, str]) -> dict[int, str]:
-    """The ids of images that cannot have their names beside each other -> the kind of problem.
+    """Find images whose names clash with each other: id -> kind of problem.
 
-    `names` are the images' by id, each of which has no `fault` in itself.
+    Args:
+        names: file names by the images' ids; none has a `fault` of its own.
     """
     times = Counter(names.values())
     labels = Counter(map(label, times))

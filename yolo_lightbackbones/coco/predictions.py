@@ -1,7 +1,7 @@
-"""predictions.json as `yolo val save_json=True` writes it: checked, with the image and category ids of the annotations.
+"""Reads a predictions.json, as `yolo val save_json=True` writes it, checks it, and gives it the annotations' ids.
 
-Every check is about a silent wrong number: a category that COCO lacks, an image that the annotations lack, or a box
-that is no box would all be left out, or counted as something else, by the evaluation itself.
+Every check prevents a wrong number without an error: the evaluation itself would leave out, or count as something else,
+a category that COCO lacks, an image that the annotations lack, or an impossible box.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from yolo_lightbackbones.messages import flow, quoted
 
 IouType = Literal["bbox", "segm"]
 REGIONS: Final[dict[IouType, str]] = {"bbox": "bbox", "segm": "segmentation"}
-"""What is compared -> the key of a prediction that holds it."""
+"""Kind of IoU -> key of a prediction with the region to compare."""
 
 CLASSES = 80
-"""Of COCO."""
+"""Number of COCO's classes."""
 
 Prediction = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Predictions in the annotations' ids, ready for pycocotools."""
+    """Predictions with the annotations' ids, ready for pycocotools."""
 
     predictions: list[Prediction]
-    by_name: int  # how many of them were assigned to their image by file name, against or without their image_id
+    by_name: int  # how many were assigned to their image by file name: image_id is another id, or a text
 
 
 def read_predictions(path: Path, iou_type: IouType = "bbox") -> list[Prediction]:
-    """The entries of a predictions file, in its own ids.
+    """Read the entries of a predictions file, with its own ids.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -74,7 +74,7 @@ def read_predictions(path: Path, iou_type: IouType = "bbox") -> list[Prediction]
 
 
 def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
-    """What is wrong with an entry and the value at fault, or None."""
+    """The problem of an entry and the wrong value; None if there is no problem."""
     if not isinstance(entry, dict):
         return "are no objects", f" {quoted(entry)}"
     region = REGIONS[iou_type]
@@ -94,7 +94,7 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
     if iou_type == "bbox":
         checks["whose bbox is not four finite numbers"] = (is_box(value), value)
         checks["whose bbox has a negative width or height"] = (not is_box(value) or min(value[2:]) >= 0, value)
-        # pycocotools would not even count them as false alarms.
+        # pycocotools would not even count them as false positives.
         area = f"whose bbox is larger than {MAX_AREA:.0e} square pixels"
         checks[area] = (not is_box(value) or value[2] * value[3] <= MAX_AREA, value)
     else:
@@ -116,10 +116,10 @@ def _fault(entry: Any, iou_type: IouType) -> tuple[str, str] | None:
 
 
 def map_categories(predictions: Sequence[Prediction], table: Mapping[int, int], name: str) -> list[Prediction]:
-    """The predictions with their category ids translated by `table`, which messages call `name`.
+    """Translate the category ids of predictions by `table`, which messages call `name`.
 
     Raises:
-        ValueError: ids that the table lacks.
+        ValueError: the table lacks ids of the predictions.
     """
     strangers = Counter(p["category_id"] for p in predictions if p["category_id"] not in table)
     if strangers:
@@ -131,14 +131,14 @@ def map_categories(predictions: Sequence[Prediction], table: Mapping[int, int], 
 
 
 def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Matched:
-    """The predictions with the annotations' image ids.
+    """Give predictions the image ids of the annotations.
 
-    A prediction's file name decides where it names one image of the annotations: Ultralytics makes the id of the file
-    name, and in data other than COCO's that may be a text, or the number of another image. The id decides between
-    images of one name, and where there is no name.
+    A prediction's file name decides if exactly one image of the annotations has this name: Ultralytics makes the id
+    from the file name, and in data other than COCO such an id may be a text, or the id of another image. Otherwise the
+    id decides: several images may share a name, or a prediction may have none.
 
     Raises:
-        ValueError: images that the annotations do not list, or list under another file name.
+        ValueError: the annotations do not list an image, or list it under another file name.
     """
     by_stem = truth.ids_by_stem()
     suffixes = {PurePosixPath(str(image.get("file_name", ""))).suffix.lower() for image in truth.images.values()}
@@ -149,7 +149,7 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
         image = prediction["image_id"]
         if "file_name" in prediction:
             name = stem(prediction["file_name"])
-        elif isinstance(image, str):  # a file name with its suffix, or without: what follows a dot may belong to it
+        elif isinstance(image, str):  # a file name with or without suffix: what follows a dot may belong to the name
             suffixed = image not in by_stem and PurePosixPath(image).suffix.lower() in suffixes
             name = stem(image) if suffixed else image
         else:
@@ -186,9 +186,10 @@ def match_images(predictions: Sequence[Prediction], truth: GroundTruth) -> Match
 def may_be_numbered_otherwise(
     predictions: Sequence[Prediction], truth: GroundTruth, maps: Callable[[], Mapping[str, Mapping[int, int]]]
 ) -> list[str]:
-    """The maps that the predicted category ids could need although the annotations list all of them.
+    """Names of the category maps that the predictions may need although the annotations list all of their ids.
 
-    That is so where the annotations have COCO's numbers, which go beyond the number of classes, and no prediction does.
+    This is possible if the annotations have COCO's ids, which go up to 90 for 80 classes, and no prediction's id is
+    above 80.
     """
     highest = max(prediction["category_id"] for prediction in predictions)
     if len(truth.categories) != CLASSES or highest > CLASSES:  # the maps take seconds to import
@@ -199,17 +200,17 @@ def may_be_numbered_otherwise(
 
 
 def may_be_numbered_from_1(predictions: Sequence[Prediction], truth: GroundTruth) -> bool:
-    """Whether the annotations number their classes from 0 and the predictions, as `yolo val` does, perhaps from 1."""
+    """Whether the annotations number their classes from 0, but the predictions perhaps from 1, as `yolo val` does."""
     return min(truth.categories) == 0 and min(prediction["category_id"] for prediction in predictions) > 0
 
 
 def check_categories(
     predictions: Sequence[Prediction], truth: GroundTruth, maps: Callable[[], Mapping[str, Mapping[int, int]]]
 ) -> None:
-    """Whether the annotations have every category that was predicted; `maps` gives the options that could help.
+    """Refuse predictions of categories that the annotations lack; `maps` gives the options that could help.
 
     Raises:
-        ValueError: they have not.
+        ValueError: a predicted category is not in the annotations.
     """
     seen = Counter(prediction["category_id"] for prediction in predictions)
     strangers = sorted(number for number in seen if number not in truth.categories)

@@ -1,7 +1,7 @@
-"""A COCO folder made ready for Ultralytics: checked, with labels, image lists and a data YAML.
+"""Prepares a COCO folder for Ultralytics: checks it, and writes labels, image lists and a data YAML.
 
-Nothing is written before everything was checked, files appear whole or not at all, and what is there already is
-compared, not overwritten; so a run that was interrupted is simply repeated.
+Everything is checked before anything is written. Files appear complete or not at all, and existing files are compared,
+not overwritten. So an interrupted run is simply repeated.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _DAY = 24 * 60 * 60  # seconds
 _LONGEST_YAML = 50_000  # characters of a data YAML that are read; ours has 3,000
 
 Convert = Callable[[Path, Path], None]
-"""Makes of the annotation files in a folder a new folder with labels/<split>/*.txt: Ultralytics' `convert_coco`."""
+"""Converts the annotation files in one folder to labels/<split>/*.txt in a new one: Ultralytics' `convert_coco`."""
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]]]
-"""Shows a task with so many steps; the callable makes one."""
+"""Shows the progress of a task (description, number of steps); the callable advances it by one step."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass
 class _Work:
-    """A split on its way."""
+    """The state of one split while it is prepared."""
 
     split: Split
     report: SplitReport
@@ -72,8 +72,8 @@ def prepare(
 ) -> Report:
     """Check the COCO folder `root` and write what Ultralytics needs beside COCO's own files.
 
-    `categories` are COCO's, id -> name, in the order of the classes. The report says what was found; its `ok` is False
-    where problems kept this from writing anything.
+    `categories` are COCO's, id -> name, in the order of the classes. The report says what was found. Its `ok` is False
+    if nothing was written because of problems.
 
     Raises:
         OSError, ValueError: no COCO folder, or an annotation file that cannot be read.
@@ -121,10 +121,10 @@ def prepare(
 
 
 def _check_targets(root: Path, splits: Sequence[Split]) -> None:
-    """Whether all that is to be written can be, as far as that shows before.
+    """Check, as far as possible in advance, that everything can be written.
 
-    A link is refused wherever something may be written: what it leads to is not this folder's. Only the images may be
-    elsewhere, for they are read and never written.
+    A link is refused wherever something may be written, because its target is not in this folder. Only the images may
+    be elsewhere: they are read and never written.
     """
     files = (root / DATA_YAML, root / RECORD, *(split.list_file for split in splits))
     files += tuple(split.labels.with_suffix(".cache") for split in splits)
@@ -197,15 +197,15 @@ def _check_images(work: _Work, record: Record, step: Callable[[], None]) -> None
 
 
 def _clear_scratch(root: Path) -> None:
-    """Remove what runs that were killed have left; a day old, for another one may be at work."""
+    """Remove folders that killed runs have left, once they are a day old: another run may be working now."""
     for folder in root.glob(f"{SCRATCH}*"):
-        with contextlib.suppress(FileNotFoundError):  # the other one has just removed it
+        with contextlib.suppress(FileNotFoundError):  # another run has just removed it
             if time.time() - folder.stat().st_mtime > _DAY:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
-    """Convert the annotations in `scratch`. Images with bad files get labels all the same, for when they are whole."""
+    """Convert the annotations in `scratch`. Missing and damaged images get labels, too, for when they are replaced."""
     source, target = scratch / f"annotations_{work.split.name}", scratch / f"converted_{work.split.name}"
     source.mkdir()
     content = for_labels(work.split.annotations, work.instances)
@@ -213,11 +213,11 @@ def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
     with naming(work.split.labels):
         (source / work.split.annotations.name).write_text(json.dumps(content), encoding="utf-8")
         convert(source, target)
-        work.new_labels.mkdir(parents=True, exist_ok=True)  # no annotations, no folder
+        work.new_labels.mkdir(parents=True, exist_ok=True)  # without annotations there is no folder
     expected = {names.label(work.instances.images[a["image_id"]].name) for a in content["annotations"]}
     made = {path.relative_to(work.new_labels).as_posix() for path in work.new_labels.rglob("*.txt")}
     if made != expected:
-        # One file for two names, say: file systems may take upper and lower case, or forms of accents, for the same.
+        # For example, one file for two names: to a file system, upper and lower case or forms of accents may be equal.
         raise ValueError(
             f"Ultralytics made {len(made)} label files of {work.split.name} where {len(expected)} were expected; they "
             f"differ in {shortened(sorted(made ^ expected))}. Give these images names that this file system keeps."
@@ -225,7 +225,7 @@ def _make_labels(work: _Work, scratch: Path, convert: Convert) -> None:
 
 
 def _compare(work: _Work) -> bool:
-    """Whether something is there already that differs from what would be written."""
+    """Whether existing labels or an existing list differ from what would be written."""
     split, report = work.split, work.report
     conflict = False
     if work.new_labels and split.labels.is_dir() and any(split.labels.iterdir()):
@@ -237,7 +237,7 @@ def _compare(work: _Work) -> bool:
             work.new_labels = None
             report.labels = "kept"
     if split.list_file.exists():
-        # As Ultralytics reads it: it looks for a line without ./ in the current folder, and takes a double twice.
+        # As Ultralytics reads it: a line without ./ is looked up in the current folder, a repeated line counts twice.
         lines = split.list_file.read_text(encoding="utf-8-sig", errors="backslashreplace").strip().splitlines()
         there, wanted = Counter(filter(None, lines)), Counter(_list_lines(work))
         for line, times in sorted(((there - wanted) + (wanted - there)).items()):
@@ -269,7 +269,7 @@ def _put_in_place(work: _Work, report: Report) -> None:
 
 
 def _link_images(split: Split, report: Report) -> None:
-    """Where the images lie as COCO's archives unpack them, show them to Ultralytics under images/ too."""
+    """Link images that are where COCO's archives unpack them to images/, where Ultralytics looks for them."""
     if split.linked_images.is_dir():
         return
     split.linked_images.parent.mkdir(exist_ok=True)
@@ -307,7 +307,7 @@ def _write_yaml(root: Path, works: Sequence[_Work], classes: list[str], report: 
     there = path.read_text(encoding="utf-8", errors="backslashreplace")
     if there == content:
         report.yaml = "kept"
-    elif _LISTS.sub("", there) == _LISTS.sub("", content):  # of other splits, or of other numbers of images
+    elif _LISTS.sub("", there) == _LISTS.sub("", content):  # only splits or numbers of images differ
         write_text(path, content)
         report.yaml = "rewritten"
     elif _named_lists(there) == {"train": train, "val": val}:
@@ -321,13 +321,13 @@ def _write_yaml(root: Path, works: Sequence[_Work], classes: list[str], report: 
 
 
 _LISTS = re.compile(r"^(train|val): (train|val)2017\.txt # \d+ images(; there is no (train|val)2017: [a-z ]+)?$", re.M)
-"""The lines of our data YAML that another run may write otherwise."""
+"""The lines of our data YAML that may differ from run to run."""
 
 
 def _named_lists(content: str) -> dict[str, str]:
     """The train and val entries of a data YAML, if they are single texts.
 
-    Its nodes are looked at and no objects are made of them: of aliases and merge keys, few bytes make millions.
+    Only its nodes are read, and no objects are made: with aliases and merge keys, a few bytes make millions of objects.
     """
     try:
         document = yaml.compose(content[:_LONGEST_YAML], yaml.SafeLoader)

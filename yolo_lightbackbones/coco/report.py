@@ -1,4 +1,4 @@
-"""What was found in a COCO folder and done to it."""
+"""The report of `coco-prepare`: what was found in a COCO folder, and what was written."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ NAMES = {
     "shared_labels": "image names differ only in their suffix, or one is a folder of another's label: their labels "
     "would share one file",
 }
-"""Kind of problem with an image's file name -> how it is told, behind its count."""
+"""Kind of problem with an image's file name -> message, which follows the number of cases."""
 
 PROBLEMS = {
     "missing_images": "annotated images are not there",
     "corrupt_images": "images cannot be used",
     "wrong_sizes": "images are of another size than the annotations say",
     "unknown_categories": "annotations are of a category that COCO does not have",
-    "outside_boxes": "boxes leave their image, for which Ultralytics would drop it",
+    "outside_boxes": "boxes leave their image, and Ultralytics would drop such images",
     "unlisted_images": "annotations are of images that the file does not list",
     **NAMES,
     "labels_differ": "label files differ from those in the folder that is there already",
     "list_differs": "lines differ in the image list that is there already",
 }
-"""The same for all problems."""
+"""Kind of any problem -> message, which follows the number of cases."""
 
 NOTES = {
     "strangers": "files among the images are not in the annotations; the lists leave them out",
-    "unfinished_jpegs": "JPEGs have something behind their end; Ultralytics writes such files anew when it reads them",
+    "unfinished_jpegs": "JPEGs do not end with their end marker; Ultralytics rewrites such files when it reads them",
     "flat_boxes": "annotations have no width or height, and get no label",
 }
-"""The same for what is no problem."""
+"""Kind of note about something that is no problem -> message, which follows the number of cases."""
 
 
 @dataclass
 class SplitReport:
-    """Counts, written files and problems of one split."""
+    """What was found in one split, and what was written for it."""
 
     images: int = 0  # in the annotations
     annotations: int = 0
@@ -71,11 +71,11 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """Everything that `coco-prepare` found and wrote in one folder."""
+    """What was found in a COCO folder, and what was written in it."""
 
     root: str
     splits: dict[str, SplitReport] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)  # split -> what of it is not there
+    absent: dict[str, str] = field(default_factory=dict)  # split -> what is missing
     yaml: str = "not written"
     remarks: list[str] = field(default_factory=list)
     ok: bool = False  # whether everything is in place

@@ -1,4 +1,4 @@
-"""Which images of the annotations are evaluated, where not all of them are."""
+"""Reads the list of images to evaluate on, if these are not all images of the annotations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolo_lightbackbones.coco.ground_truth import GroundTruth
 
 
 def read_image_list(path: Path, truth: GroundTruth) -> set[int]:
-    """The ids of the images in a list file as Ultralytics reads them (val2017.txt): one path, or one id, per line.
+    """Read image ids from a list file like those of Ultralytics (val2017.txt): one path, or one id, per line.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -18,16 +18,16 @@ def config_dir() -> Path:
 
 
 def find_config(name: str | PurePath) -> Path | None:
-    """The YAML of that name, or None.
+    """Find one of our YAMLs by name; None if there is none.
 
-    A bare file name is looked for in all of our folders; a name with folders must be ours from `cfg/` on, so that a
-    mistyped path of the user's own is never answered with a file of ours.
+    A bare file name is looked for in all of our folders. A name with folders must be a path of ours from `cfg/` on, so
+    that a mistyped path of the user's never gives a file of ours.
     """
     path = PurePath(str(name))
     if path.suffix not in {".yaml", ".yml"} or path.is_absolute():
         return None
     root = config_dir().resolve()
-    # Compared with what is there, never joined to the folder: `cfg/../../x.yaml` and links do not lead out of it.
+    # Compared with existing files, never joined to the folder: neither `cfg/../../x.yaml` nor links lead out of it.
     ours = sorted(found for found in root.rglob("*") if found.is_file() and not found.is_symlink())
     if path.parts[0] == "cfg" and len(path.parts) > 1:
         return next((found for found in ours if found.relative_to(root).parts == path.parts[1:]), None)
@@ -37,9 +37,9 @@ def find_config(name: str | PurePath) -> Path | None:
 
 
 def explain_missing(name: str | PurePath) -> str | None:
-    """A sentence about a missing model or recipe whose name has a family of ours in it; None for other names.
+    """Explain why a model or recipe is missing whose name contains a family of ours; None for other names.
 
-    `yolo11n-RepViT.yaml` is spelt differently, `yolo12n_repvit.yaml` has a neck that there is not, and of
+    For example, `yolo11n-RepViT.yaml` is misspelt, the neck of `yolo12n_repvit.yaml` does not exist, and of
     `yolo11n_repvit.pt` only the YAML is published.
     """
     path = PurePath(str(name))
@@ -66,9 +66,9 @@ def explain_missing(name: str | PurePath) -> str | None:
 
 
 def scaled_name(name: str, letter: str) -> str:
-    """How Ultralytics is asked for a scale, in the name of a YAML: `yolov5_repvit.yaml` and n, `yolov5n_repvit.yaml`.
+    """The name that asks Ultralytics for a YAML at a scale: `yolov5n_repvit.yaml` for `yolov5_repvit.yaml` and n.
 
-    A name that does not begin like Ultralytics' own has no place for a letter, and stays as it is.
+    A name that does not begin like Ultralytics' own has no place for a letter and is not changed.
     """
     return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
 
@@ -81,5 +81,5 @@ def _scaled_names(name: str) -> list[str]:
 
 
 def _letters(name: str) -> str:
-    """A name without what people write differently: `yolo11n-RepViT` -> `yolo11nrepvit`."""
+    """The letters and digits of a name in lower case, to compare spellings: `yolo11n-RepViT` -> `yolo11nrepvit`."""
     return re.sub(r"[\W_]+", "", name.lower())

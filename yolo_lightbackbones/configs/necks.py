@@ -1,8 +1,9 @@
-"""The necks and heads of Ultralytics' generations as data, and how they are laid over the taps of a backbone.
+"""The necks and heads of Ultralytics' generations as data, and the rows that connect them to the taps of a backbone.
 
-All of them are path aggregation networks: from the deepest level up to the shallowest, and down again. They differ in
-the block, in its arguments, and in whether a 1x1 convolution narrows a level before it goes up. Everything here is
-Ultralytics' own (`cfg/models` of its package; a test compares row by row), for any run of levels.
+All necks are path aggregation networks: a path up from the deepest level to the shallowest, then a path down again.
+They differ in the block, in its arguments, and in whether a 1x1 convolution reduces a level's channels before it goes
+up. Everything is as in Ultralytics (`cfg/models` of its package; a test compares row by row), for any consecutive
+levels.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 from yolo_lightbackbones.backbone import TAPS
 
 EXTRA_LEVEL = "P6"
-"""Made by the neck, not by the backbone: one more downsampling behind P5."""
+"""The level that the neck makes, not the backbone: one more downsampling after P5."""
 LEVELS = (*TAPS, EXTRA_LEVEL)
 SIZES = {"P2": "xsmall", "P3": "small", "P4": "medium", "P5": "large", "P6": "xlarge"}
 
 TASKS = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
-"""Task -> what Ultralytics puts into the name of its YAML."""
+"""Task -> suffix in the name of Ultralytics' YAML."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Neck:
     title: str
     scales: Mapping[str, tuple[float, float, int]]
     deepest: tuple[Step, ...]
-    """What the deepest level goes through before the way up."""
+    """Rows of the deepest level before the way up."""
     extra: Step
-    """The block behind the convolution that makes P6."""
+    """The block after the convolution that makes P6."""
     up: Step
     down: Step
     last: Step
     """The block of the deepest level on the way down."""
     lateral: bool = False
-    """Whether a 1x1 convolution narrows a level before it goes up."""
+    """Whether a 1x1 convolution reduces a level's channels before it goes up."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the model YAML that the head needs."""
     heads: Mapping[str, str] = field(
@@ -128,7 +129,7 @@ _HEAD_ARGUMENTS: Mapping[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a model YAML with the comment behind it; `gap`: an empty line comes before it."""
+    """A row of a model YAML and the comment after it; with `gap`, an empty line comes before the row."""
 
     row: list[Any]
     comment: str = ""
@@ -142,15 +143,15 @@ def channels(levels: Sequence[str]) -> dict[str, int]:
 
 
 def reduction(level: str) -> int:
-    """Image side over the side of the level's map: 8 for P3."""
+    """Side of the image divided by the side of the level's feature map: 8 for P3."""
     return int(2 ** int(level.removeprefix("P")))
 
 
 def check_levels(levels: Sequence[str]) -> None:
-    """Refuse levels that no path aggregation network can be laid over.
+    """Refuse levels that a neck cannot work on.
 
     Raises:
-        ValueError: naming the levels, and what is allowed.
+        ValueError: with the given levels and the allowed ones.
     """
     if unknown := [level for level in levels if level not in LEVELS]:
         raise ValueError(f"There is no level {unknown[0]!r}. Allowed: {', '.join(LEVELS)}.")
@@ -163,12 +164,12 @@ def check_levels(levels: Sequence[str]) -> None:
 
 
 def detector(neck: Neck, backbone: list[Any], levels: Sequence[str], task: str) -> tuple[list[Line], list[Line]]:
-    """Rows of `backbone:` and of `head:` for a backbone row and the levels that the neck works on.
+    """Make the rows of `backbone:` and of `head:` of a detector.
 
     Args:
         neck: the generation.
         backbone: module and arguments of row 0, such as `["RepViT", ["m1_0"]]`.
-        levels: shallow to deep, following each other; P6 is made from P5.
+        levels: levels that the neck works on, consecutive, shallow to deep; P6 is made from P5.
         task: one of `TASKS` that the neck has a head for.
 
     Raises:
@@ -217,7 +218,7 @@ def detector(neck: Neck, backbone: list[Any], levels: Sequence[str], task: str) 
 
 
 def classifier(backbone: list[Any], deepest: str = TAPS[-1]) -> tuple[list[Line], list[Line]]:
-    """Rows of `backbone:` and of `head:` for an image classifier on the deepest tap."""
+    """Make the rows of `backbone:` and of `head:` of an image classifier on the deepest tap."""
     taps = [
         Line([-1, 1, *backbone], "0-all taps"),
         Line([0, 1, "Tap", [deepest]], f"1-{deepest}/{reduction(deepest)}"),
@@ -230,7 +231,7 @@ def _named(number: int, level: str | None) -> str:
 
 
 def _spaced(lines: Sequence[Line]) -> list[Line]:
-    """An empty line behind every block that has a number, as in Ultralytics' own files."""
+    """Add an empty line after every numbered block, as in Ultralytics' own files."""
     spaced: list[Line] = []
     for previous, line in zip([None, *lines], lines, strict=False):
         gap = previous is not None and previous.comment[:1].isdigit() and previous.row[2] != "Conv"

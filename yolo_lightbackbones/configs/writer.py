@@ -1,6 +1,6 @@
-"""Writes model YAMLs: a backbone, a neck of one of Ultralytics' generations, a head for a task; as text with comments.
+"""Writes model YAMLs with comments: a backbone, a neck of one of Ultralytics' generations, and a head for a task.
 
-`cfg/` is made by this (`tools/make_cfg.py`), and `lightbackbones new` writes a user's own with it.
+`tools/make_cfg.py` writes `cfg/` with it, and `lightbackbones new` writes a user's own YAMLs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SETTINGS = {
     "end2end": "whether to use end-to-end mode",
     "reg_max": "DFL bins",
 }
-"""Keys of a model YAML and what the comment behind them says."""
+"""Key of a model YAML -> the comment after it."""
 CLASSIFIER_NECK = "yolo26"
-"""Whose `-cls` name the classifiers carry: Ultralytics reads a scale letter only off names that begin like its own."""
+"""Generation in the names of classifiers: Ultralytics reads a scale letter only off names that begin like its own."""
 
 
 def file_name(neck: str, levels: Sequence[str], task: str, family: str) -> str:
-    """`yolov8-p2_repvit.yaml`: before the underscore Ultralytics' name for neck and head, behind it the backbone."""
+    """Name of a YAML, such as `yolov8-p2_repvit.yaml`: Ultralytics' name for neck and head, then the backbone."""
     if task == "classify":
         return f"{CLASSIFIER_NECK}-cls_{family}.yaml"
     extra = "-p2" * (TAPS[0] in levels) + "-p6" * (EXTRA_LEVEL in levels)
@@ -57,17 +57,17 @@ def write(
     scale: str | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> str:
-    """The text of a model YAML.
+    """Make the text of a model YAML.
 
     Args:
-        backbone: a family (`"repvit"`: the scale letter picks the variant) or one variant (`"repvit_m1_0"`: at every
-            letter, which then scales the neck alone).
-        neck: one of `NECKS`; a classifier has none of its rows, but its letters.
-        levels: shallow to deep, two or more that follow each other. P6 is made by the neck.
+        backbone: a family (`"repvit"`: the scale letter picks the variant) or one variant (`"repvit_m1_0"`: the same
+            at every letter, which then scales only the neck).
+        neck: one of `NECKS`; a classifier uses its scale letters and none of its rows.
+        levels: two or more consecutive levels, shallow to deep. P6 is made by the neck.
         task: one of `TASKS`.
-        name: the file's name, for the command in its head.
-        scale: write this letter alone; None: all of them.
-        figures: scale letter -> what its comment says besides the variant, such as parameters and GFLOPs.
+        name: the file's name, for the commands in the comments at its top.
+        scale: write only this letter; None: all of them.
+        figures: scale letter -> text to add to its comment after the variant, such as parameters and GFLOPs.
 
     Raises:
         ValueError: for an unknown backbone, neck, task or scale, or levels that do not fit, with what is allowed.
@@ -131,7 +131,7 @@ def write(
 def _scales(
     neck: Neck, letters: Sequence[str], variants: Mapping[str, str] | str, title: str, figures: Mapping[str, str]
 ) -> list[str]:
-    """The `scales:` of a model YAML; behind each letter its variant and its figures."""
+    """Lines of the `scales:` of a model YAML, with the variant and the figures of each letter as a comment."""
     if len(letters) == 1:
         lines = ["scales: # of the neck"]
     elif isinstance(variants, Mapping):
@@ -178,7 +178,7 @@ def _paper(family: type[Backbone]) -> str:
 
 
 def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
-    """How the file is used, as comments."""
+    """Comments with the commands that use the file."""
     small = finding.scaled_name(name, letters[0])
     if small == name:
         choice = "" if task == "classify" else f"    # letter: {letters[0]}"

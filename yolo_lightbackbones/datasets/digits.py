@@ -1,12 +1,12 @@
 """A small detection data set that needs no network, drawn from scikit-learn's bundled handwritten digits.
 
 scikit-learn ships 1,797 real scans of handwritten digits (8 x 8 pixels, 17 grey levels; UCI "Optical Recognition of
-Handwritten Digits", Alpaydin and Kaynak, 1998). :func:`build_digits` enlarges them smoothly, turns them a little and
-inks them, light or dark, onto backgrounds with gradients, blotches and noise: 1 to 6 digits an image, YOLO labels, and
-a COCO JSON of the val split. ``cfg/datasets/digits.yaml`` calls it on first use.
+Handwritten Digits", Alpaydin and Kaynak, 1998). :func:`build_digits` enlarges them smoothly, rotates them a little and
+draws them, light or dark, onto backgrounds with gradients, blotches and noise: 1 to 6 digits per image, YOLO labels,
+and a COCO JSON of the val split. ``cfg/datasets/digits.yaml`` calls it on first use.
 
-What a score on it means: every scan belongs to one split, so the val digits come from scans never trained on. The
-set is easy and tiny; it shows that a model learns, not how good it is.
+Every scan belongs to one split, so the val digits come from scans that were never trained on. The set is easy and tiny:
+a score on it shows that a model learns, not how good the model is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_digits(root: str | Path, *, train_images: int = 800, val_images: int =
     the indices of its scans in ``sklearn.datasets.load_digits()``.
 
     Raises:
-        FileExistsError: `root` exists and holds anything but this very data set, complete, or is a link to nothing.
+        FileExistsError: `root` exists and is neither empty nor this same data set, complete; or it is a broken link.
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: an image count below 1 or a negative seed.
         WriteError: the disk is full, or the folder read-only.
@@ -81,7 +81,7 @@ def _build(root: Path, recipe: _Recipe, scans: _Scans) -> None:
         _write_dataset(staging, recipe, scans)
         try:
             if root.exists():
-                root.rmdir()  # it is empty; Windows renames onto nothing that exists
+                root.rmdir()  # it is empty; on Windows a rename fails if the target exists
             staging.rename(root)
         except OSError:
             # Another process (a rank of a distributed run, say) may have finished the same set first.
@@ -91,7 +91,7 @@ def _build(root: Path, recipe: _Recipe, scans: _Scans) -> None:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What decides the files of a data set; stored with it."""
+    """The settings that determine the files of a data set; stored with it."""
 
     train_images: int
     val_images: int
@@ -111,11 +111,11 @@ def _is_finished(root: Path, recipe: _Recipe) -> bool:
     if not os.path.lexists(root):
         return False
     if root.is_dir() and not any(root.iterdir()):
-        return False  # an empty folder is in nobody's way
+        return False  # an empty folder may be replaced
     advice = "Delete it, or choose another folder."
     foreign = FileExistsError(f"{root} exists and is not a digits data set. {advice}")
     record = root / _RECORD
-    if not record.is_file():  # a pipe would keep its reader waiting
+    if not record.is_file():  # reading a pipe would block
         raise foreign
     try:
         found = json.loads(record.read_text(encoding="utf-8"))["recipe"]
@@ -165,7 +165,7 @@ def _split_scans(scans: _Scans, rng: np.random.Generator) -> dict[str, list[NDAr
 
 
 def _deal(by_class: list[NDArray[np.int64]], rng: np.random.Generator) -> Iterator[int]:
-    """Endless scan indices. Class counts never differ by more than one, and a class repeats no scan before all."""
+    """Yield scan indices without end. Class counts differ by at most one; a scan repeats after all of its class."""
     decks: list[list[int]] = [[] for _ in by_class]
     while True:
         for digit in rng.permutation(len(by_class)):
@@ -210,14 +210,14 @@ def _ink(scan: _Image, longer_side: float, degrees: float) -> tuple[_Image, _Box
     Returns its opacity (h, w) in 0..1, cropped to where there is any, and the box of the pixels at least half opaque,
     whose longer side is about `longer_side` pixels.
     """
-    padded = np.pad(scan, 2)  # empty pixels around, so that strokes on the rim end softly too
+    padded = np.pad(scan, 2)  # empty pixels around, so that strokes at the edge end softly, too
     pixels_per_cell = longer_side / len(scan)
     for _ in range(2):  # the second time corrects for how much of its 8 x 8 cells this scan fills when turned
         side = round(len(padded) * pixels_per_cell)
         smooth = cv2.resize(padded, (side, side), interpolation=cv2.INTER_CUBIC)
         turn = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), degrees, 1.0)
         smooth = cv2.warpAffine(smooth, turn, (side, side), flags=cv2.INTER_LINEAR)
-        opacity: _Image = np.clip((smooth - 0.3) / 0.3, 0.0, 1.0, dtype=np.float32)  # a stroke with a narrow soft rim
+        opacity: _Image = np.clip((smooth - 0.3) / 0.3, 0.0, 1.0, dtype=np.float32)  # a stroke with a narrow soft edge
         box = _Box(*cv2.boundingRect((opacity >= 0.5).astype(np.uint8)))
         pixels_per_cell *= longer_side / max(box.w, box.h)
     x, y, w, h = cv2.boundingRect((opacity > 0).astype(np.uint8))
@@ -293,7 +293,7 @@ def _draw_split(
 
 @dataclass
 class _Progress:
-    """A count on stderr, shown on terminals only and only once a build takes longer than a moment."""
+    """Shows a count on stderr, only on terminals and only if the build takes longer than `_QUIET_SECONDS`."""
 
     total: int
     done: int = 0

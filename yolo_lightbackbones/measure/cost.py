@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of a module and of its parts, for an image of one size; torch alone.
+"""Counts parameters and multiply-adds of a module and its parts for one image size; needs only torch.
 
-Counted are convolutions and matrix products, those of attention included, as torch's own `FlopCounterMode` sees them
-run: two floating point operations per multiply-add (MAC). Norms, activations, sums and resampling are not counted; that
-is what published figures mean, too.
+Convolutions and matrix products are counted, also those of attention, as torch's own `FlopCounterMode` sees them run.
+One multiply-add (MAC) is two floating point operations. Norms, activations, sums and resampling are not counted, as in
+published figures.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs, for one image size.
+    """The cost of a module for one image size.
 
     Args:
-        parameters: their number, each counted once.
-        macs: multiply-adds.
-        output: shape of the output, where that is one tensor.
+        parameters: number of parameters; a shared one counts once.
+        macs: number of multiply-adds.
+        output: shape of the output, if it is one tensor.
     """
 
     parameters: int
@@ -34,43 +34,44 @@ class Cost:
 
     @property
     def flops(self) -> int:
+        """Floating point operations: two per multiply-add."""
         return 2 * self.macs
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The cost of a module, and of the parts of it that were asked for, by their names."""
+    """The cost of a module, and of the requested parts by name."""
 
     total: Cost
     parts: Mapping[str, Cost]
 
 
 def count(module: nn.Module, shape: tuple[int, int, int, int], parts: Iterable[str] = ()) -> Costs:
-    """Count what a module costs, in the mode that it is in (training or eval); the module is left as it is.
+    """Count the cost of a module in its current mode (training or eval); the module is not changed.
 
-    The module is not run itself but a copy on the meta device, where nothing is computed. One that needs values on its
-    way, and so cannot run there, is copied with its memory and run on the CPU.
+    A copy of the module runs on the meta device, where nothing is computed. A module whose forward reads values cannot
+    run there; it is copied with its values and run on the CPU.
 
     Args:
-        module: takes one image and gives anything.
-        shape: of the image, (B, C, H, W).
-        parts: names of modules inside, as in `named_modules()`. A part may lie inside another one; of a part that is
-            called several times, all calls count.
+        module: takes one image; its output can be anything.
+        shape: shape of the image, (B, C, H, W).
+        parts: names of modules inside, as in `named_modules()`. A part may be inside another one. If a part is called
+            several times, all calls count.
 
     Raises:
-        AttributeError: if there is no part of such a name.
+        AttributeError: if there is no part of that name.
         ValueError, RuntimeError: whatever the module itself raises for an image of this shape.
     """
     names = list(parts)
     try:
         return _run(on_meta(module), shape, names, "meta")
-    except (NotImplementedError, RuntimeError):  # what torch raises where a value would be needed
+    except (NotImplementedError, RuntimeError):  # torch raises these if a value is needed
         return _run(copy.deepcopy(module).float().cpu(), shape, names, "cpu")
 
 
 def on_meta(module: nn.Module) -> nn.Module:
-    """A copy in float32 on the meta device: shapes without values, and without memory."""
-    memory: dict[int, Any] = {}  # what deepcopy takes for copied already
+    """Copy a module in float32 to the meta device: its tensors keep their shapes, and have no values or memory."""
+    memory: dict[int, Any] = {}  # deepcopy's memo: objects in it count as copied already
     for parameter in module.parameters():
         memory[id(parameter)] = nn.Parameter(_meta_like(parameter), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
@@ -79,7 +80,7 @@ def on_meta(module: nn.Module) -> nn.Module:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """How many parameters it has, each counted once."""
+    """Number of parameters of a module; a shared one counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -89,10 +90,10 @@ def _meta_like(tensor: Tensor) -> Tensor:
 
 
 def _run(module: nn.Module, shape: tuple[int, int, int, int], names: list[str], device: str) -> Costs:
-    """Run a copy of ours, on whose parts hooks may stay."""
+    """Run `module`, which must be a copy: hooks stay on its parts."""
     flops = dict.fromkeys(names, 0)
     outputs: dict[str, tuple[int, ...] | None] = dict.fromkeys(names)
-    # The plain form of attention is two matrix products; not every fused kernel is one that the counter knows.
+    # The plain form of attention is two matrix products; the counter does not know every fused kernel.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for name in names:
             part = module.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Latencies that can be compared: runs that take turns, so that a machine which slows down slows all of them down."""
+"""Measures latencies that can be compared: the runs take turns, so a machine that slows down slows all of them down."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one run, in milliseconds.
+    """The time that one run takes, in milliseconds.
 
     Args:
-        median: half of the rounds took longer.
-        low: the fastest quarter of the rounds took less.
-        high: the slowest quarter of the rounds took more.
-        rounds: each of them, in order.
+        median: median of the rounds.
+        low: lower quartile.
+        high: upper quartile.
+        rounds: time of each round, in order.
     """
 
     median: float
@@ -36,11 +36,11 @@ def interleaved(
     """Time each run `repeats` times in rounds: A B C A B C ...
 
     Args:
-        runs: what to time.
-        repeats: rounds that count.
-        warm_up: rounds before those.
-        clock: gives seconds.
-        progress: called after every single run, outside what is timed.
+        runs: functions to time.
+        repeats: number of measured rounds.
+        warm_up: number of rounds before these, which are not measured.
+        clock: gives the time in seconds.
+        progress: called after every single run; it is not timed.
 
     Raises:
         ValueError: for fewer than one repeat.
@@ -66,5 +66,5 @@ def summary(rounds: Sequence[float]) -> Latency:
 
 
 def ratio(latency: Latency, reference: Latency) -> float:
-    """How many times as long as the reference it took: the median over the rounds, each compared with its own."""
+    """Ratio of a latency to a reference: the median of the ratios of all rounds."""
     return statistics.median(a / b for a, b in zip(latency.rounds, reference.rounds, strict=True))

@@ -10,7 +10,7 @@ from yolo_lightbackbones.messages import quoted
 
 
 def layouts_of(family: type[Backbone]) -> tuple[Layout, ...]:
-    """The layouts that a family's weights come in: ours first, then those of the module that its card names.
+    """The layouts of a family's weights: ours first, then those of the module that its card names.
 
     Raises:
         ValueError: if that module cannot be imported, or has no `LAYOUTS` of this kind.

@@ -38,7 +38,7 @@ OFFICIAL = Layout(
             r"\1.local_agg.\2",
             example="stages.0.blocks.0.LocalAgg.norm1.running_mean",
         ),
-        # Sparse attention: its norm is ours to apply inside, to the sampled tokens alone.
+        # Sparse attention: we apply its norm inside it, only to the sampled tokens.
         Rename(
             r"(.+)\.SelfAttn\.pos_embed\.(\w+)",
             r"\1.global_attn.pos_embed.conv.\2",

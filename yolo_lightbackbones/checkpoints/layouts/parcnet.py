@@ -99,7 +99,7 @@ OFFICIAL = Layout(
                 (r"ca\.fc\.4", "attn.fc2.norm"),
             )
         ),
-        # `residual` is the first module of layer_5 once more.
+        # `residual` is a second name for the first module of layer_5.
         Drop(r"(?:residual|conv_1x1_exp|classifier)\..+", example="classifier.fc.weight"),
     ),
 )

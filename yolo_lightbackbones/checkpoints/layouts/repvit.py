@@ -1,8 +1,7 @@
 """Names of RepViT's parameters in the authors' implementation (THU-MIG/RepViT, commit 298f420) and in timm (1.0.31).
 
-The authors keep one flat list `features`; where a stage starts is seen from the blocks with a pointwise convolution in
-their token mixer, which downsample. timm keeps stages, and counts the last block of each as part of the downsampling
-that follows it.
+The authors have one flat list, `features`. A block with a pointwise convolution in its token mixer downsamples, so it
+starts a stage. timm has stages, and counts the last block of each as part of the downsampling that follows it.
 """
 
 from __future__ import annotations
