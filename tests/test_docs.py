@@ -206,7 +206,8 @@ def test_the_citation_file() -> None:
     assert citation["license"] == "AGPL-3.0-or-later"
     assert str(citation["version"]) == yolo_lightbackbones.__version__
     cited = {paper["url"].removeprefix("https://arxiv.org/abs/"): paper for paper in citation["references"]}
-    assert {number: paper["authors"][0]["family-names"] for number, paper in cited.items()} == PAPERS
+    assert cited.keys() == {cls.card.paper for cls in registry.built_in()}
+    assert {number: cited[number]["authors"][0]["family-names"] for number in PAPERS} == PAPERS
     for number, paper in cited.items():
         assert {"type", "title", "authors"} <= paper.keys(), number
         assert {"type": "other", "value": f"arXiv:{number}"} in paper["identifiers"]

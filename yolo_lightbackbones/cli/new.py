@@ -29,7 +29,7 @@ def new(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model YAML to write.")],
     neck: Annotated[
-        str, typer.Option("--neck", "-n", help="yolov5, yolov8, yolo11, yolo26.", autocompletion=completion.necks)
+        str, typer.Option("--neck", "-n", help="A generation of YOLO, such as yolo11.", autocompletion=completion.necks)
     ] = "yolo11",
     task: Annotated[
         str,

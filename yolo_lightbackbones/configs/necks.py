@@ -192,7 +192,7 @@ def detector(neck: Neck, backbone: list[Any], levels: Sequence[str], task: str) 
             lines.append(Line([0, 1, "Tap", [level]], f"{len(lines)}-{level}/{reduction(level)}"))
     if deepest == EXTRA_LEVEL:
         add(-1, Step(1, "Conv", (3, 2)), deepest, f"{len(lines)}-{deepest}/{reduction(deepest)}")
-        add(-1, neck.extra, deepest)
+        rows[deepest] = add(-1, neck.extra, deepest)
     for step in neck.deepest:
         rows[deepest] = add(-1, step, deepest, str(len(lines)))
     split = len(lines)
