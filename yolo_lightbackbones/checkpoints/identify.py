@@ -108,7 +108,7 @@ def _usable_layouts(family: type[Backbone]) -> tuple[Layout, ...]:
 def _similarity(variant: Shapes, file: Shapes, family: type[Backbone]) -> float:
     """Share of names that both have with the same shape, 0..1, over the stages that the file has.
 
-    Counters do not matter, nor the number of image channels.
+    Counters and the number of image channels do not matter.
     """
     stem = next(iter(variant))
     stages = max(map(family.stage_of, file), default=-1)
