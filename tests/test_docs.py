@@ -124,6 +124,24 @@ def test_the_message_on_index_rows_is_what_such_a_row_gives() -> None:
     assert str(error.value) == shown
 
 
+def test_the_way_of_a_row_is_what_happens_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    way = (DOCS / "design.md").read_text(encoding="utf-8").partition("## The way of a row")[2].partition("\n## ")[0]
+    (written,) = re.findall(r"`- (\[.+\])` as row 0", way)
+    (code,) = re.findall(r"```python\n(.+?)```", way, re.DOTALL)
+    bundled = (REPOSITORY / "cfg" / "yolo11_edgevit.yaml").read_text(encoding="utf-8")
+    (shipped,) = re.findall(r"\[-1, 1, EdgeViT, .+\]", bundled)
+    model = tmp_path / "yolo11_edgevit.yaml"
+    model.write_text(bundled.replace(shipped, written), encoding="utf-8")
+    exec(code.replace("yolo11n_edgevit.yaml", model.with_name("yolo11n_edgevit.yaml").as_posix()), {})
+    printed = capsys.readouterr().out.splitlines()[-1]  # Ultralytics may have said something before
+    row, tap = ast.literal_eval(re.sub(r"Options\(.+?\)\)", "'Options'", printed))
+    (options,) = re.findall(r"`(Options\(n.+\))`", way)
+    assert options in printed
+    assert str(row).replace("'Options'", "Options(...)") in way
+    assert str(tap) in way
+    assert str(yaml.safe_load(written)) in way
+
+
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,26 @@ def test_no_import_goes_round_in_a_circle() -> None:
     assert {below, above} <= set(error.value.args[1]), "what is a circle is seen as one"
 
 
+def levels() -> dict[str, int]:
+    """Module or folder -> its line in the picture of docs/design.md, 0 for the highest."""
+    page = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    picture = re.search(r"## What lies above what\n\n.+\n\n((?: {4}.+\n)+)", page)
+    assert picture
+    names = [re.findall(r"\b(\w+)(?:/|\.py\b)", line) for line in picture[1].splitlines()]
+    return {name: number for number, line in enumerate(names) for name in line}
+
+
+def test_imports_go_down_the_picture() -> None:
+    level = levels()
+    own = {module.parts[0].removesuffix(".py") for module in MODULES}
+    assert level.keys() == own - {"__init__", "autoload"}
+    for module in MODULES:
+        for name in imports(module):
+            home, wanted = module.parts[0].removesuffix(".py"), name.removeprefix("yolo_lightbackbones.").split(".")[0]
+            if name.startswith("yolo_lightbackbones.") and {home, wanted} <= level.keys():
+                assert level[home] <= level[wanted], f"{module} imports {name}, which is above it in docs/design.md"
+
+
 def test_imports_that_happen_at_once() -> None:
     code = """
 import a
