@@ -150,8 +150,8 @@ MISFITS = [
     ),
     (lambda patch: patch.delattr(exporter, "Exporter"), "steps of exports", r"Exporter is gone"),
     (lambda patch: patch.delattr(block, "DFL"), "expectation of DFL", r"ultralytics\.nn\.modules\.block\.DFL is gone"),
-    (rebuilt_expectation, "expectation of DFL", r"DFL is built otherwise: AttributeError"),
-    (other_expectation, "expectation of DFL", r"DFL computes something else than the expected bin numbers"),
+    (rebuilt_expectation, "expectation of DFL", r"DFL is built differently: AttributeError"),
+    (other_expectation, "expectation of DFL", r"DFL does not compute the expected bin numbers"),
 ]
 
 
