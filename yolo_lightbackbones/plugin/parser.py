@@ -36,7 +36,7 @@ def with_rows(parser: Callable[..., Any], classes: Mapping[str, type[nn.Module]]
     The copy is tried out first on two rows: its results count, not how its code looks.
 
     Raises:
-        MisfitError: if a result is wrong, or if the parser is not a plain function (another package may have wrapped it).
+        MisfitError: if a result is wrong, or the parser is not a plain function (another package may have wrapped it).
     """
     _try_out(_with_names(parser, {"Probe": _Probe}))
     return _with_names(parser, classes)

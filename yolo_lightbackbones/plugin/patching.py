@@ -59,7 +59,10 @@ class Patches:
         setattr(owner, name, ours)
 
     def replace(self, home: ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]]) -> None:
-        """Replace a function of `home` by `wrap(function)` in all loaded modules of the package; later imports get ours."""
+        """Replace a function of `home` by `wrap(function)` in all loaded modules of the package.
+
+        Later imports get the replacement, too.
+        """
         original = getattr(home, name)
         if not self._is_wanted(original, home):
             return
