@@ -12,14 +12,13 @@ of layers and checkpoints show that name.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from yolo_lightbackbones import layers, moved
-from yolo_lightbackbones.messages import flow, quoted
+from yolo_lightbackbones.messages import did_you_mean, flow, quoted
 from yolo_lightbackbones.options import Option
 
 
@@ -75,8 +74,7 @@ class BlockRow(nn.Module):
         """
         for name, value in options.items():
             if name not in cls.options:
-                close = difflib.get_close_matches(flow(name), cls.options, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(flow(name), cls.options)
                 raise ValueError(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(cls.options)}.")
             cls.options[name].check(name, value)
         return {name: option.default for name, option in cls.options.items()} | dict(options)
