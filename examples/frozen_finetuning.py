@@ -78,7 +78,7 @@ def main() -> int:
         seen["trainable"] = count(trainer.model, trainable=True)
 
     def look_at(trainer: Any) -> None:
-        """Runs on the last training model itself: checkpoints hold its average, rounded to half precision."""
+        """Save the state of the training model itself; checkpoints hold its average, rounded to half precision."""
         seen["after"] = {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
     detector.add_callback("on_train_start", remember)

@@ -2,7 +2,7 @@
 
     python examples/tap_features.py street.jpg --model best.pt                                    # a trained detector
     python examples/tap_features.py street.jpg --backbone repvit_m0_9 --weights repvit_m0_9_distill_450e.pth
-    python examples/tap_features.py                                      # random weights, and a picture from Ultralytics
+    python examples/tap_features.py                                      # random weights, picture from Ultralytics
 
 The heat at a position is the norm of its feature vector, scaled from the 1st to the 99th percentile of the map. Random
 weights show little more than edges; compare trained weights with that.

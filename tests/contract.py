@@ -93,7 +93,7 @@ def assert_features(actual: Sequence[Tensor], expected: Sequence[Tensor], tolera
 
 
 class FamilyContract:
-    """All tests of a family. Subclass it as `class TestFamily(FamilyContract)`, and set the attributes declared here."""
+    """All tests of a family. Subclass it as `class TestFamily(FamilyContract)`, and set its attributes."""
 
     family: ClassVar[str]
     class_name: ClassVar[str]
