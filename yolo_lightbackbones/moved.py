@@ -1,7 +1,8 @@
 """Module paths of the classes in checkpoints: the present paths, and aliases for earlier ones.
 
-A checkpoint of Ultralytics (`best.pt`) pickles a model as a tree of objects, each with the module and name of its class.
-So a class that moves needs an entry in `MOVED`; without it, older files no longer load. docs/design.md lists the paths.
+A checkpoint of Ultralytics (`best.pt`) pickles a model as a tree of objects, and each object by the module and name of
+its class. So a class that moves needs an entry in `MOVED`; without it, older files no longer load. docs/design.md lists
+the paths.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Stage(nn.Module):
         self.downsample = nn.Identity() if downsample is None else downsample
         self.blocks = nn.Sequential(*blocks)
         self.blocks_behind_tap = 0
-        """Number of blocks at the end of the stage that come after the tap. It is not 0 for weights of an implementation
+        """Number of blocks at the end of the stage that come after the tap. It is not 0 for weights of implementations
         in which these blocks belong to the next downsampling; see `checkpoints.rules.Layout`."""
 
     @property
