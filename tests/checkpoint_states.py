@@ -23,8 +23,6 @@ GOLDEN = {
 }
 """Published key lists: name of the golden file and of its layout."""
 
-SMALLEST = ("edgevit_xxs", "parcnet_xs", "repvit_m0_6", "conv2former_n")
-
 
 def official_state(family: str) -> dict[str, Tensor]:
     return dict(_cached_state(tuple((k, tuple(v)) for k, v in published.golden(GOLDEN[family][0])["keys"].items())))

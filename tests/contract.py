@@ -100,6 +100,13 @@ class FamilyContract:
     smallest: ClassVar[str]
     image_size: ClassVar[int] = 224
     expected: ClassVar[dict[str, Expected]]
+    top1: ClassVar[dict[str, float]]
+    """Variant -> ImageNet top-1 in per cent, of all that were published."""
+    weights: ClassVar[dict[str, str]]
+    """Variant -> where its weights are: `download`, or one of `card.STATUSES`."""
+    row_tap_norm: ClassVar[str] = "none"
+    draws_as_scratch: ClassVar[bool] = False
+    """Whether `init` makes no difference, since the authors draw weights as torch does."""
 
     @staticmethod
     def prepare(image: Tensor) -> Tensor:
@@ -161,6 +168,17 @@ class FamilyContract:
     def test_names(self) -> None:
         assert list_backbones(self.family) == [f"{self.family}_{variant}" for variant in self.expected]
         assert families()[self.class_name].family == self.family
+
+    def test_card(self) -> None:
+        cls = families()[self.class_name]
+        figures = cls.card.figures
+        assert {variant: told.top1 for variant, told in figures.items()} == self.top1
+        assert all(told.source for told in figures.values())
+        assert {variant: cls.card.weights_of(variant) for variant in cls.variants} == self.weights
+        assert cls.card.releases or cls.card.by_hand, "convert has to say what to do instead of a download"
+
+    def test_default_of_rows(self) -> None:
+        assert families()[self.class_name].row_tap_norm == self.row_tap_norm
 
     def test_parameters_and_macs_are_those_of_the_published_code(self, variant: str) -> None:
         backbone = self.build_meta(variant)
@@ -267,7 +285,7 @@ class FamilyContract:
         changed = dict(create_backbone(name, init="scratch").named_parameters())
         assert list(changed) == list(published)
         differ = {key for key, value in changed.items() if not torch.equal(value, published[key])}
-        assert differ
+        assert bool(differ) != self.draws_as_scratch
         embeddings = self.build().no_weight_decay()
         for key in (key for key in differ - embeddings if changed[key].ndim > 1):  # uniform within 1 / sqrt(fan in)
             deviation = (changed[key].numel() / len(changed[key]) * 3) ** -0.5

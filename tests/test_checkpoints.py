@@ -9,7 +9,8 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from checkpoint_states import GOLDEN, SMALLEST, assert_state, blank, official_state, own_state, save
+from checkpoint_states import GOLDEN, assert_state, blank, official_state, own_state, save
+from families import SMALLEST
 
 from yolo_lightbackbones import load_weights, registry
 from yolo_lightbackbones.checkpoints import rules
@@ -49,7 +50,7 @@ def test_rules_do_not_overlap_and_their_examples_are_published_keys(family: str)
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [*((name, ".safetensors") for name in SMALLEST), ("edgevit_xxs", ".pth"), ("edgevit_xxs", ".pt")],
+    [*((name, ".safetensors") for name in SMALLEST.values()), ("edgevit_xxs", ".pth"), ("edgevit_xxs", ".pt")],
 )
 def test_own_layout_is_the_identity(name: str, suffix: str, tmp_path: Path) -> None:
     state = own_state(name)
@@ -276,7 +277,7 @@ def test_a_tap_at_no_block_of_a_file_is_refused(tmp_path: Path) -> None:
 # --- image channels ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SMALLEST.values())
 def test_grey_images_look_as_before(name: str, tmp_path: Path) -> None:
     file = save(own_state(name), tmp_path / "x.pth")
     colour, grey = blank(name).eval(), blank(name, in_channels=1).eval()

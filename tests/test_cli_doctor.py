@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from ultralytics.nn import tasks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import plugin
+from yolo_lightbackbones import plugin, registry
 from yolo_lightbackbones.cli import app, diagnosis
 from yolo_lightbackbones.plugin import fit
 
@@ -286,7 +286,7 @@ def test_tested_versions(version: str, tested: bool) -> None:
 
 def test_seams_tell_what_is_installed() -> None:
     installed = {seam.name: seam.installed for seam in plugin.seams()}
-    rows = {f"module {name}" for name in ("Tap", "RepViTBlock", "LGLBlock", "ParCBlock", "ConvModBlock")}
+    rows = {f"module {name}" for name in ("Tap", *registry.block_rows())}
     needed = {need.name for need in fit.OPTIONAL}
     assert {name for name, there in installed.items() if there is None} == {
         "ultralytics.nn.tasks.Index",

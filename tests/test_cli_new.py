@@ -85,7 +85,7 @@ def test_the_letter_in_the_name_of_the_file_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-b", "resnet50"], "Allowed: a family (edgevit, parcnet, repvit, conv2former)"),
+        (["-b", "resnet50"], "Allowed: a family (edgevit, parcnet, repvit, conv2former"),
         (["-b", "repvit_m9"], "Did you mean"),
         (["-b", "repvit", "-n", "yolov9"], "yolov5, yolov8, yolo11, yolo26"),
         (["-b", "repvit", "-t", "seg"], "detect, segment, pose, obb, classify"),

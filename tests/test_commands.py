@@ -34,6 +34,7 @@ import pytest
 import standins
 import yaml
 from commands import REPOSITORY, Block, Ended, Installation, Job
+from families import AT_SCALE_N, CLASSES
 from installing import build_wheel, new_environment, pip
 
 pytestmark = pytest.mark.slow
@@ -296,15 +297,13 @@ def test_the_commands_of_a_recipe_run(
 ) -> None:
     (block,) = BLOCKS[f"cfg/recipes/{recipe}"]
     folder = standins.make(tmp_path / "anywhere", ("coco.yaml", "FILE.yaml"))
-    standins.write_weights(folder / "WEIGHTS", SMALLEST[recipe.partition("_")[0]])
+    standins.write_weights(folder / "WEIGHTS", AT_SCALE_N[recipe.partition("_")[0]])
     commands.run(block, folder, environment(chosen(block.page, request)))
     assert (folder / "init.pt").is_file()
 
 
 # --- heads of YAMLs and docstrings, a fork each -----------------------------------------------------------------------
 
-SMALLEST = {"edgevit": "edgevit_xxs", "parcnet": "parcnet_xs", "repvit": "repvit_m0_9", "conv2former": "conv2former_n"}
-CLASSES = {"edgevit": "EdgeViT", "parcnet": "ParCNet", "repvit": "RepViT", "conv2former": "Conv2Former"}
 HEADS_HAVE = {
     "datasets": ("coco",),
     "models": ("coco.yaml", "coco-pose.yaml", "DOTAv1.yaml", "FILE.yaml", "imagenet"),
@@ -383,7 +382,7 @@ def write_what_is_converted(weights: Path, words: tuple[str, ...], shared: Path)
         if weights.suffix:
             YOLO(f"{family}-cls.yaml").save(made)
         else:
-            standins.write_weights(made, SMALLEST[family])
+            standins.write_weights(made, AT_SCALE_N[family])
     weights.parent.mkdir(parents=True, exist_ok=True)
     weights.symlink_to(made)
 

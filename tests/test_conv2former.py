@@ -29,6 +29,9 @@ class TestConv2Former(FamilyContract):
         "l": Expected(196_298_176, 35.972, (128, 256, 512, 1024)),
         "b_k7": Expected(87_761_232 - 72 * 17_280, 15.5156, (96, 192, 384, 768)),
     }
+    top1 = {"n": 81.5, "t": 83.2, "s": 84.1, "b": 84.4, "l": 87.0}
+    weights = dict.fromkeys(expected, "by hand")
+    row_tap_norm = "batch"
 
     @staticmethod
     def prepare(image: Tensor) -> Tensor:

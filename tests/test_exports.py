@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import torch
 from detectors import awake_detector
+from families import FAMILIES
 from torch import Tensor, nn
 from ultralytics import YOLO
 
 pytestmark = pytest.mark.slow
 
-FAMILIES = ["edgevit", "parcnet", "repvit", "conv2former"]
 SIZE = (96, 64)  # height, width
 OTHER_SIZES = [(64, 96), (128, 160), (32, 64)]
 

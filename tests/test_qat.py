@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from contract import random_image, randomise, run
+from families import SMALLEST
 from torch import Tensor, nn
 
 from yolo_lightbackbones import create_backbone, fusion
 from yolo_lightbackbones.backbone import Backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALLEST = ("edgevit_xxs", "parcnet_xs", "repvit_m0_6", "conv2former_n")
 
 
 class Quantiser(nn.Module):
@@ -69,7 +68,7 @@ def build(name: str, **options: Any) -> Backbone:
     return backbone.eval()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SMALLEST.values())
 def test_layers_with_quantisers_are_not_folded(name: str) -> None:
     backbone, image = build(name, taps=("P3", "P5"), normed_taps=("P5",)), random_image(64, 96)
     floats = run(backbone, image)
@@ -106,7 +105,7 @@ def test_a_detector_with_quantisers_is_fused_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SMALLEST.values())
 def test_modelopt(name: str) -> None:
     mtq = pytest.importorskip("modelopt.torch.quantization", reason="nvidia-modelopt is not installed (extra `qat`)")
     backbone, image = build(name), random_image(64, 64)

@@ -31,6 +31,8 @@ class TestRepViT(FamilyContract):
         "m1_5": Expected(13_616_384, 2.2759, (64, 128, 256, 512)),
         "m2_3": Expected(22_404_232, 4.5202, (80, 160, 320, 640)),
     }
+    top1 = {"m0_6": 74.1, "m0_9": 79.1, "m1_0": 80.3, "m1_1": 81.2, "m1_5": 82.5, "m2_3": 83.7}
+    weights = dict.fromkeys(expected, "download")
 
     @staticmethod
     def prepare(image: Tensor) -> Tensor:

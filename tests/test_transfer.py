@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -165,7 +166,7 @@ def stem_output(detector: Any, image: torch.Tensor) -> torch.Tensor:
     return found[0][..., 2:-2, 2:-2]
 
 
-@pytest.mark.parametrize("family", ["edgevit", "parcnet", "repvit", "conv2former"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rgb_weights_see_a_grey_image_as_before(family: str) -> None:
     rgb, grey = model(f"yolov5n_{family}.yaml", seed=1), model(f"yolov5n_{family}.yaml", ch=1)
     generator = torch.Generator().manual_seed(2)

@@ -7,13 +7,16 @@ give a name a second meaning.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeGuard, TypeVar
 
+from yolo_lightbackbones import backbones
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
@@ -21,8 +24,8 @@ from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
-_BUILT_IN = ("EdgeViT", "ParCNet", "RepViT", "Conv2Former")
-"""Class names of the families that come with the package; each is in the module `backbones.<name in lower case>`."""
+_FIRST = ("edgevit", "parcnet", "repvit", "conv2former")
+"""Modules of `backbones/` whose families are listed first; those of others follow in the order of their names."""
 
 _families: dict[str, type[Backbone]] = {}
 _loaded = False
@@ -148,10 +151,19 @@ def recognise(name: str, families: Mapping[str, type[Backbone]]) -> tuple[type[B
 
 
 def built_in() -> list[type[Backbone]]:
-    """The families that come with the package."""
-    return [
-        getattr(importlib.import_module(f"yolo_lightbackbones.backbones.{name.lower()}"), name) for name in _BUILT_IN
+    """The families that come with the package: every `Backbone` that a module of `backbones/` gives a `family`."""
+    found = sorted(module.name for module in pkgutil.iter_modules(backbones.__path__))
+    modules = [
+        importlib.import_module(f"{backbones.__name__}.{name}")
+        for name in [*_FIRST, *(name for name in found if name not in _FIRST)]
     ]
+    return [cls for module in modules for cls in vars(module).values() if _is_family_of(cls, module)]
+
+
+def _is_family_of(cls: Any, module: ModuleType) -> TypeGuard[type[Backbone]]:
+    """Whether `cls` is a family that this module defines, not one that it imports."""
+    is_own = isinstance(cls, type) and issubclass(cls, Backbone) and cls.__module__ == module.__name__
+    return is_own and "family" in vars(cls)
 
 
 def _spelt(name: str) -> str:
