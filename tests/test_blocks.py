@@ -185,14 +185,19 @@ class TestRow:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"mlp_ratios": 2}, r"unknown option 'mlp_ratios'. Did you mean 'mlp_ratio'\? Allowed: .*drop_path"),
-            ({"mlp_ratio": 0}, "mlp_ratio is 0; it must be a whole number"),
+            ({"drop_paths": 2}, r"unknown option 'drop_paths'. Did you mean 'drop_path'\? Allowed: .*drop_path"),
             ({"drop_path": 1}, "drop_path is 1; it must be a number, at least 0 and below 1"),
         ],
     )
     def test_wrong_options(self, name: str, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             row(name, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ratio_is_at_least_1(name: str) -> None:
+    with pytest.raises(ValueError, match="mlp_ratio is 0; it must be a whole number"):
+        row(name, mlp_ratio=0)
 
 
 # --- options, family by family ----------------------------------------------------------------------------------------
