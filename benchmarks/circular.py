@@ -32,7 +32,7 @@ from yolo_lightbackbones.layers.circular import circulant, resize
 MAPS = ((192, 80), (256, 40), (320, 20))  # channels, length
 ROUNDS = 60
 
-Run = Callable[[np.ndarray], Any]
+Run = Callable[[np.ndarray[Any, Any]], Any]
 
 
 class Pair(nn.Module):
@@ -90,7 +90,7 @@ def ncnn(model: nn.Module, x: Tensor, folder: Path) -> tuple[Path, Run]:
     net.load_param(str(folder / "m.ncnn.param"))
     net.load_model(str(folder / "m.ncnn.bin"))
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         extractor = net.create_extractor()
         extractor.input(net.input_names()[0], ncnn.Mat(x[0]))
         return np.array(extractor.extract(net.output_names()[0])[1])[None]
@@ -133,7 +133,7 @@ def litert(model: nn.Module, x: Tensor, folder: Path) -> tuple[Path, Run]:
     interpreter.allocate_tensors()
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         interpreter.set_tensor(source, x)
         interpreter.invoke()
         return np.asarray(interpreter.get_tensor(target))
@@ -152,7 +152,7 @@ RUNTIMES = {
 }
 
 
-def ms(run: Run, x: np.ndarray) -> float:
+def ms(run: Run, x: np.ndarray[Any, Any]) -> float:
     begin = time.perf_counter()
     run(x)
     return (time.perf_counter() - begin) * 1e3

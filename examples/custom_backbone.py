@@ -1,21 +1,21 @@
-"""A backbone family of one's own, and a detector on it.
+"""A custom backbone family, and a detector with it.
 
     python examples/custom_backbone.py                    # builds the detector of custom_backbone.yaml and runs it
     python examples/custom_backbone.py --scale s --imgsz 640
 
-The family is the class below, about 30 lines. Registered, its class name is a module of model YAMLs, with taps, scale
-letters, options, folding and error messages like those of the families that come with the package. Its card tells the
-`lightbackbones` command about it.
+The family is the class `PlainNet` below, about 30 lines. Once it is registered, its class name is a module of model
+YAMLs, with the same taps, scale letters, options, folding and error messages as the families of the package. Its card
+describes it to the `lightbackbones` command.
 
-`@register_backbone` works wherever this file has been imported. Training needs more: `yolo` is a program of its own,
-every worker of multi-GPU training is a fresh interpreter, and `best.pt` names the class by its module. So put the file
-into a package, and announce the class in that package's `pyproject.toml` as an entry point of the group
+`@register_backbone` works in every process that imports this file. Training needs more: `yolo` is a separate program,
+every worker of multi-GPU training is a new interpreter, and `best.pt` names the class by its module. So put the file
+into a package, and declare the class in that package's `pyproject.toml` as an entry point of the group
 `yolo_lightbackbones`:
 
     [project.entry-points.yolo_lightbackbones]
     PlainNet = "custom_backbone:PlainNet"
 
-Once that package is installed, every process knows the class without importing anything:
+Once that package is installed, every process knows the class without an import:
 
     yolo train model=examples/custom_backbone.yaml data=digits.yaml
 """
@@ -87,7 +87,7 @@ class PlainNet(StagedBackbone):
     def build_stages(self, config: PlainNetConfig, drop_path_rate: float) -> Iterator[Stage]:
         rates = drop_path_rates(drop_path_rate, config.depths)
         for i, (dim, stage_rates) in enumerate(zip(config.dims, rates, strict=True)):
-            downsample = ConvNorm(config.dims[i - 1], dim, 3, stride=2) if i else None  # the stem did the first
+            downsample = ConvNorm(config.dims[i - 1], dim, 3, stride=2) if i else None  # the stem does the first one
             blocks = [Block(dim, rate) for rate in stage_rates]
             yield Stage(blocks, channels=dim, reduction=2 ** (i + 2), downsample=downsample)
 
@@ -110,7 +110,7 @@ def main() -> int:
     print(f"registered: {', '.join(list_backbones('plainnet'))}")
     backbone = create_backbone(f"plainnet_{options.scale}")
     with torch.no_grad():
-        backbone(image)  # in training mode: norms that have seen nothing would leave little to fold
+        backbone(image)  # in training mode: norms that have seen no batch leave little to fold
         backbone.eval()
         for tap, feature in zip(backbone.taps, backbone(image), strict=True):
             print(f"{tap}: {' x '.join(map(str, feature.shape))}")
@@ -119,7 +119,7 @@ def main() -> int:
         )
     print(f"fused, the largest difference of a value is {difference:.1e}")
 
-    register()  # for interpreters in which the autoload is off
+    register()  # needed only if the autoload is off
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
     detector = DetectionModel({**yaml_model_load(MODEL), "scale": options.scale}, verbose=False).eval()

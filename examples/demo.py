@@ -1,9 +1,10 @@
-"""The whole way, in minutes and without a GPU: train a detector, validate it, export it, and run it without torch.
+"""The whole workflow, in minutes and without a GPU: train a detector, validate it, export it, and run it without torch.
 
     python examples/demo.py
 
-No test runs this: it takes minutes. Each step is an ordinary command, printed before it runs. Everything is saved under
-runs/demo of the current folder; the data set is drawn on first use into Ultralytics' data set folder.
+No test runs this, because it takes minutes. Each step is an ordinary command, which is printed before it runs.
+Everything is saved in runs/demo in the current folder. The data set is generated in Ultralytics' data set folder at
+first use.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from yolo_lightbackbones.writing import write_bytes
 
 OUTPUT = Path("runs/demo")
 EDGE_SCRIPT = Path(__file__).parent / "edge" / "detect.py"
-IMGSZ = 128  # pixels; the scans behind the digits have 8 x 8, so that little is lost from the 320 px pictures
-GOAL = 0.5  # mAP50 on the val split, below which the demo has failed
+IMGSZ = 128  # pixels; the digits are enlarged scans of 8 x 8, so little is lost from the pictures of 320 pixels
+GOAL = 0.5  # mAP50 on the val split; below it, the demo has failed
 SHOWN = 6  # pictures of the val split, two rows of three
 
-# What a short run on two CPU cores asks for, and no advice for long ones.
+# Settings for a short run on two CPU cores; not meant for long runs.
 TRAINING = {
     "epochs": 7,
     "batch": 8,
@@ -39,12 +40,12 @@ TRAINING = {
     "lr0": 0.0025,
     "warmup_epochs": 1,
     "warmup_bias_lr": 0,
-    "mosaic": 0,  # strong augmentation pays off in long runs only
+    "mosaic": 0,  # strong augmentation helps only in long runs
     "scale": 0.2,
     "fliplr": 0,  # a mirrored digit is not a digit
     "workers": 1,
     "amp": False,  # on a GPU, its self-test would download a model
-    "val": False,  # after the last epoch only
+    "val": False,  # validate only after the last epoch
     "plots": False,
 }
 
@@ -79,7 +80,7 @@ def main() -> int:
 
 
 def check_requirements() -> None:
-    """Miss nothing only after minutes of training."""
+    """Stop now, not after minutes of training, if a package is missing."""
     needed = {"sklearn": "scikit-learn", "onnx": "onnx", "onnxslim": "onnxslim", "onnxruntime": "onnxruntime"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -87,12 +88,12 @@ def check_requirements() -> None:
 
 
 def saved_as(name: str) -> dict[str, object]:
-    # An absolute path: Ultralytics looks at a relative one from its own runs folder.
+    # An absolute path: Ultralytics resolves a relative one from its own runs folder.
     return {"project": OUTPUT.resolve(), "name": name, "exist_ok": True}
 
 
 def yolo(mode: str, **options: object) -> str:
-    """Run the stock `yolo` command; return what it said."""
+    """Run the stock `yolo` command; return its output."""
     scripts = sysconfig.get_path("scripts")
     command = shutil.which("yolo", path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
     if command is None:
@@ -101,11 +102,11 @@ def yolo(mode: str, **options: object) -> str:
 
 
 def run(command: list[object]) -> str:
-    """Print a command, run it, pass on what it says and return it; a failure ends the demo."""
+    """Print a command and run it; print and return its output. A failure ends the demo."""
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join([Path(words[0]).name, *words[1:]])}", flush=True)
     said = b""
-    # Bytes and not lines: progress bars stay on their line by ending in a carriage return.
+    # Read bytes, not lines: progress bars end in a carriage return, so that they stay on their line.
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # nosec B603 # ours, no shell
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
@@ -118,7 +119,10 @@ def run(command: list[object]) -> str:
 
 
 def read_map50(report: str) -> float:
-    """From the row of `yolo val` for all classes: images, instances, precision, recall, mAP50, mAP50-95."""
+    """Read mAP50 from the row of `yolo val` for all classes.
+
+    Its numbers are images, instances, precision, recall, mAP50, mAP50-95.
+    """
     number = r"\s+([\d.]+)"
     rows = re.findall(rf"\ball{number * 6}\s*$", report, re.MULTILINE)
     if not rows:
@@ -127,7 +131,7 @@ def read_map50(report: str) -> float:
 
 
 def copy_samples(folder: Path) -> Path:
-    """A folder with the first pictures of the val split."""
+    """Copy the first pictures of the val split into a new folder."""
     from ultralytics.data.utils import check_det_dataset
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +142,7 @@ def copy_samples(folder: Path) -> Path:
 
 
 def join_pictures(files: list[Path], target: Path) -> Path:
-    """One picture of two rows."""
+    """Join pictures in two rows of one picture, and write it."""
     pictures = [cv2.imread(str(file)) for file in files]
     half = len(pictures) // 2
     joined = np.vstack([np.hstack(pictures[:half]), np.hstack(pictures[half:])])

@@ -2,18 +2,18 @@
 
     lightbackbones convert repvit_m0_9_distill_450e.pth --model yolov5_repvit.yaml --scale n -o init.pt
     python examples/frozen_finetuning.py init.pt --data data.yaml --epochs 20
-    python examples/frozen_finetuning.py best.pt --data digits.yaml    # or from a training
+    python examples/frozen_finetuning.py best.pt --data digits.yaml    # or from a trained detector
 
-The whole backbone is layer 0 of the model, so that `freeze=[0]` freezes it and nothing else. What Ultralytics makes of
-that, and what this script measures after the training:
+The whole backbone is layer 0 of the model, so `freeze=[0]` freezes only the backbone. Ultralytics then does this, and
+the script checks the first two points after the training:
 
-- its parameters get no gradient, and no weight decay either;
-- its BatchNorms are put into eval mode before every epoch, so that their running statistics stay too. (Setting
-  `requires_grad = False` by hand does neither: Ultralytics sets it back, and statistics follow every batch.)
-- its stochastic depth stays in training mode: with `drop_path_rate` above 0 the features are noisier than in use.
+- The parameters of the backbone get no gradient and no weight decay.
+- Its BatchNorms are set to eval mode before every epoch, so their running statistics do not change. (Setting
+  `requires_grad = False` by hand has neither effect: Ultralytics sets it back, and every batch changes the statistics.)
+- Its stochastic depth stays in training mode: with `drop_path_rate` above 0 the features are noisier than in inference.
 
-The checkpoints hold everything in half precision, also what was frozen: rounded once, and then the same for good. The
-comparison is of the model that was trained, in this process: use one device.
+Checkpoints hold all tensors in half precision, also the frozen ones: these are rounded once, and do not change after
+that. The script compares the model that was trained in this process, so use one device.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from yolo_lightbackbones import Backbone
 
 BACKBONE = 0
-"""The backbone's layer in every model of ours."""
+"""Index of the backbone's layer in all models with one of our backbones."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """How many tensors of a part differ from what they were."""
+    """Numbers of tensors in a part of the model, and how many of them have changed."""
 
     parameters: int
     parameters_changed: int
@@ -51,7 +51,9 @@ class Change:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("checkpoint", type=Path, help="what to start from: of `lightbackbones convert` or `yolo train`")
+    parser.add_argument(
+        "checkpoint", type=Path, help="checkpoint to start from, made by `lightbackbones convert` or `yolo train`"
+    )
     parser.add_argument("--data", default="digits.yaml", help="data set (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="(default: %(default)s)")
     parser.add_argument("--imgsz", type=int, default=320, help="pixels (default: %(default)s)")
@@ -70,13 +72,13 @@ def main() -> int:
     seen: dict[str, Any] = {}
 
     def remember(trainer: Any) -> None:
-        """Runs when the training model is made and frozen, and nothing has been trained."""
+        """Save the state of the model after it is built and frozen, before the first update."""
         seen["model"] = trainer.model
         seen["before"] = {key: value.clone() for key, value in trainer.model.state_dict().items()}
         seen["trainable"] = count(trainer.model, trainable=True)
 
     def look_at(trainer: Any) -> None:
-        """Runs on the last training model itself: checkpoints hold its average, rounded to half precision."""
+        """Save the state of the training model itself; checkpoints hold its average, rounded to half precision."""
         seen["after"] = {key: value.clone() for key, value in trainer.model.state_dict().items()}
 
     detector.add_callback("on_train_start", remember)
@@ -86,7 +88,7 @@ def main() -> int:
         epochs=options.epochs,
         imgsz=options.imgsz,
         batch=options.batch,
-        nbs=options.batch,  # update after each batch; by default the gradients of 64 images are collected first
+        nbs=options.batch,  # update after each batch; by default Ultralytics collects the gradients of 64 images first
         freeze=None if options.unfrozen else [BACKBONE],
         optimizer="AdamW",
         lr0=options.lr0,
@@ -94,7 +96,7 @@ def main() -> int:
         workers=options.workers,
         amp=False,  # on a GPU, its self-test would download a model
         plots=False,
-        project=options.out.resolve(),  # Ultralytics looks at a relative one from its own runs folder
+        project=options.out.resolve(),  # Ultralytics resolves a relative path from its own runs folder
         name="train",
     )
 
@@ -105,13 +107,13 @@ def main() -> int:
     print(f"Backbone: {backbone}")
     print(f"Whole model: {whole}")
     if not options.unfrozen and (backbone.parameters_changed or backbone.statistics_changed):
-        print("error: the backbone was to stay as it was.", file=sys.stderr)
+        print("error: the backbone is frozen, but has changed.", file=sys.stderr)
         return 1
     return 0
 
 
 def open_detector(path: Path) -> Any:
-    """The model of a checkpoint, whose layer 0 is a backbone of ours."""
+    """Open the model of a checkpoint, and check that its layer 0 is one of our backbones."""
     if not path.is_file() or path.suffix != ".pt":
         raise FileNotFoundError(
             f"there is no checkpoint {path}. Make one: lightbackbones convert repvit_m0_9 --model yolov5_repvit.yaml "
@@ -124,13 +126,13 @@ def open_detector(path: Path) -> Any:
     if not isinstance(first, Backbone):
         raise ValueError(
             f"layer {BACKBONE} of {path} is {type(first).__name__}, not a backbone of yolo_lightbackbones: "
-            f"freeze=[{BACKBONE}] would freeze that alone."
+            f"freeze=[{BACKBONE}] would freeze only that layer."
         )
     return detector
 
 
 def check_data(name: str) -> None:
-    """Refuse a data set that is not there before anything is written; one with a download is fetched."""
+    """Refuse a missing data set before anything is written; download it if its YAML has a download."""
     from ultralytics.data.utils import check_det_dataset
 
     try:
@@ -144,7 +146,7 @@ def count(model: nn.Module, *, trainable: bool = False) -> int:
 
 
 def compare(part: nn.Module, prefix: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> Change:
-    """What has changed of a part whose names start with `prefix` in both state dicts."""
+    """Count the changed tensors of a part of the model, whose names start with `prefix` in both state dicts."""
     parameters = [prefix + name for name, _ in part.named_parameters()]
     statistics = [
         f"{prefix}{name}.{kind}".replace("..", ".")

@@ -1,11 +1,11 @@
-"""What a backbone sees: the feature maps of its taps as heat maps over a picture, side by side.
+"""Shows the feature maps of a backbone's taps as heat maps over a picture, side by side.
 
-    python examples/tap_features.py street.jpg --model best.pt                                  # of a trained detector
+    python examples/tap_features.py street.jpg --model best.pt                                    # a trained detector
     python examples/tap_features.py street.jpg --backbone repvit_m0_9 --weights repvit_m0_9_distill_450e.pth
-    python examples/tap_features.py                                      # random weights, and a picture of Ultralytics'
+    python examples/tap_features.py                                      # random weights, picture from Ultralytics
 
-The heat of a position is the norm of its feature vector, from the 1st to the 99th percentile of the map. With random
-weights it shows little but edges: that is the point to compare from.
+The heat at a position is the norm of its feature vector, scaled from the 1st to the 99th percentile of the map. Random
+weights show little more than edges; compare trained weights with that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from yolo_lightbackbones import Backbone, create_backbone, load_weights
 from yolo_lightbackbones.writing import write_bytes
 
 Picture = NDArray[np.uint8]
-"""(H, W, 3), BGR as OpenCV has it."""
+"""(H, W, 3), BGR as in OpenCV."""
 
 OPACITY = 0.6  # of the heat map over the picture
 TITLE_HEIGHT = 28  # pixels
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("picture", nargs="?", type=Path, help="the picture (default: bus.jpg, part of Ultralytics)")
     parser.add_argument("--backbone", default="edgevit_xxs", help="name of a backbone (default: %(default)s)")
     parser.add_argument("--weights", type=Path, help="published weights for that backbone, or weights of ours")
-    parser.add_argument("--model", type=Path, help="a trained detector, best.pt: its backbone instead of --backbone")
+    parser.add_argument("--model", type=Path, help="a trained detector (best.pt), whose backbone replaces --backbone")
     parser.add_argument("--imgsz", type=int, default=640, help="longer side of the image, in pixels (default: 640)")
     parser.add_argument("--out", type=Path, default=Path("taps.jpg"), help="picture to write (default: %(default)s)")
     options = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def tap_panels(backbone: Backbone, picture: Picture) -> list[Panel]:
-    """One heat map over the picture for each tap."""
+    """Draw one heat map over the picture for each tap."""
     image = torch.from_numpy(np.ascontiguousarray(picture[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
     with torch.no_grad():
         features = backbone.eval()(image)  # one (1, channels, H / reduction, W / reduction) per tap
@@ -86,7 +86,7 @@ def tap_panels(backbone: Backbone, picture: Picture) -> list[Panel]:
 
 
 def overlay(heat: NDArray[np.float32], picture: Picture) -> Picture:
-    """Heat (h, w) in colours over the picture (H, W, 3)."""
+    """Draw heat (h, w) in colours over the picture (H, W, 3)."""
     low, high = np.percentile(heat, [1, 99])
     shares = np.clip((heat - low) / max(high - low, 1e-12), 0, 1)
     levels = cv2.resize((shares * 255).astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -96,7 +96,7 @@ def overlay(heat: NDArray[np.float32], picture: Picture) -> Picture:
 
 
 def side_by_side(panels: list[Panel]) -> Picture:
-    """The pictures in one row, each below its title."""
+    """Join the pictures in one row, each below its title."""
     titled = []
     for panel in panels:
         bar = np.full((TITLE_HEIGHT, panel.picture.shape[1], 3), 255, np.uint8)
@@ -108,11 +108,11 @@ def side_by_side(panels: list[Panel]) -> Picture:
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Before any work, what could not be written after it."""
+    """Refuse an output file that could not be written, before any work is done."""
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} to write {out.name} into. Create it first.")
     if out.is_dir() or not cv2.haveImageWriter(str(out)):
-        raise ValueError(f"{out} is no name of a picture. Give one that ends in .jpg or .png.")
+        raise ValueError(f"{out} is not a file name of a picture. Give one that ends in .jpg or .png.")
 
 
 def read_picture(path: Path) -> Picture:
@@ -131,7 +131,7 @@ def default_picture() -> Path:
 
 
 def backbone_of(path: Path) -> Backbone:
-    """The backbone of a checkpoint that Ultralytics wrote."""
+    """Return the backbone of a checkpoint that Ultralytics wrote."""
     if not path.is_file() or path.suffix != ".pt":
         raise FileNotFoundError(f"there is no checkpoint {path}. Give a best.pt or last.pt of `yolo train`.")
     from ultralytics import YOLO
@@ -146,9 +146,9 @@ def backbone_of(path: Path) -> Backbone:
 
 
 def resize(picture: Picture, longer_side: int, divisor: int) -> Picture:
-    """The picture with its longer side as asked for, both sides rounded to what the backbone takes."""
+    """Resize the picture to this longer side; round both sides to multiples of `divisor`."""
     if longer_side < divisor:
-        raise ValueError(f"--imgsz is {longer_side}; the backbone takes {divisor} or more.")
+        raise ValueError(f"--imgsz is {longer_side}; it must be at least {divisor}.")
     share = longer_side / max(picture.shape[:2])
     height, width = (max(1, math.floor(side * share / divisor + 0.5)) * divisor for side in picture.shape[:2])
     resized: Picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,6 +1,6 @@
 """The contract that every family fulfils: one suite, subclassed once per family by the thin `test_<family>.py` files.
 
-A family supplies what its paper and its published code say. No number here comes from the code under test.
+A family supplies the numbers of its paper and its published code. No number here comes from the code under test.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from yolo_lightbackbones.registry import create_backbone, families, list_backbon
 
 REDUCTIONS = (4, 8, 16, 32)
 LARGE = 30_000_000
-"""Variants with more parameters than this are fused in the full run alone: the small ones have the same blocks."""
+"""Variants with more parameters than this are fused only in the full run: the small ones have the same blocks."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a variant is known to be.
+    """Published figures of a variant.
 
     Attributes:
-        parameters: of the bare backbone.
+        parameters: number of parameters of the backbone only.
         gmacs: billions of multiply-adds in convolutions and matrix products, at the family's `image_size`.
-        channels: of the four taps.
+        channels: channels of the four taps.
     """
 
     parameters: int
@@ -44,16 +44,16 @@ class Expected:
 
 
 def imagenet(image: Tensor) -> Tensor:
-    """ImageNet's mean and deviation taken out of an RGB image in 0..1."""
+    """Normalise an RGB image in 0..1 by the mean and standard deviation of ImageNet."""
     red, green, blue = image.unbind(1)
     return torch.stack([(red - 0.485) / 0.229, (green - 0.456) / 0.224, (blue - 0.406) / 0.225], 1)
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Give every parameter and statistic a value that can be told from its start, at scales that keep maps alive.
+    """Set every parameter and statistic to a value that differs from its initial one, at scales that keep maps alive.
 
-    A fresh model hides mistakes: norms are the identity, layer scales next to nothing, and a fresh RepViT has zeros for
-    the last norms of its residual branches.
+    A fresh model hides mistakes: its norms are the identity, its layer scales are nearly 0, and in a fresh RepViT the
+    last norms of the residual branches are 0.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -73,19 +73,19 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 def random_image(height: int, width: int, *, batch: int = 1, channels: int = 3) -> Tensor:
-    """(batch, channels, height, width) in 0..1, the same at every call."""
+    """Return a random image (batch, channels, height, width) in 0..1, the same at every call."""
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def run(module: nn.Module, image: Tensor) -> list[Tensor]:
-    """The features of an image, without gradients."""
+    """Compute the features of an image, without gradients."""
     with torch.no_grad():
         features: list[Tensor] = module(image)
     return features
 
 
 def assert_features(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Every value within `tolerance` times the largest one of its map."""
+    """Compare every value with a tolerance of `tolerance` times the largest value of its map."""
     assert len(actual) == len(expected)
     for ours, theirs in zip(actual, expected, strict=True):
         assert theirs.std() > 1e-4, "a dead feature map proves nothing"
@@ -93,7 +93,7 @@ def assert_features(actual: Sequence[Tensor], expected: Sequence[Tensor], tolera
 
 
 class FamilyContract:
-    """Subclass it as `class TestFamily(FamilyContract)` and set what is declared here."""
+    """All tests of a family. Subclass it as `class TestFamily(FamilyContract)`, and set its attributes."""
 
     family: ClassVar[str]
     class_name: ClassVar[str]
@@ -110,14 +110,14 @@ class FamilyContract:
 
     @staticmethod
     def prepare(image: Tensor) -> Tensor:
-        """From an RGB image in 0..1 to what the published weights were trained on."""
+        """Prepare an RGB image in 0..1 as the published weights expect it."""
         raise NotImplementedError
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Make `variant` and `fused_variant` every variant, with the large ones of the latter marked as slow.
+        """Parametrise `variant` and `fused_variant` with all variants; mark large ones of `fused_variant` as slow.
 
-        Those are folded in single precision only: they have the blocks of the small ones, and double precision takes up
-        to half a minute each.
+        Large variants are folded only in single precision: they have the same blocks as the small ones, and double
+        precision takes up to half a minute for each.
         """
         if "variant" in metafunc.fixturenames:
             metafunc.parametrize("variant", list(self.expected))
@@ -131,7 +131,7 @@ class FamilyContract:
 
     @pytest.fixture(autouse=True)
     def one_thread(self) -> Iterator[None]:
-        """Maps are tiny here, and threads that wait for each other take most of the time on a busy machine."""
+        """Use one thread: maps are tiny here, and threads that wait for each other take most of the time."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         yield
@@ -147,7 +147,7 @@ class FamilyContract:
         input_norm: InputNormMode = "auto",
         normed_taps: Sequence[str] = (),
     ) -> Backbone:
-        """A backbone in eval mode with randomised weights; of the smallest variant unless one is named."""
+        """Build a backbone in eval mode with randomised weights; the smallest variant by default."""
         backbone = create_backbone(
             f"{self.family}_{variant or self.smallest}",
             in_channels=in_channels,
@@ -187,7 +187,7 @@ class FamilyContract:
         assert flops / 2e9 == pytest.approx(self.expected[variant].gmacs, rel=0.005)
 
     def test_first_parameter_is_the_stem_convolution(self, variant: str) -> None:
-        # Ultralytics reads the number of image channels off it
+        # Ultralytics reads the number of image channels from it
         backbone = self.build_meta(variant)
         name, first = next(backbone.named_parameters())
         assert name.startswith("stem.")
@@ -195,7 +195,7 @@ class FamilyContract:
         assert first.shape[1] == 3
 
     def test_norms_keep_their_published_eps(self) -> None:
-        # Ultralytics sets another one on every module whose type is exactly nn.BatchNorm2d
+        # Ultralytics sets another eps on every module whose type is exactly nn.BatchNorm2d
         norms = [module for module in self.build_meta(self.smallest).modules() if isinstance(module, nn.BatchNorm2d)]
         assert {norm.eps for norm in norms} == {1e-5}
         assert nn.BatchNorm2d not in {type(norm) for norm in norms}
@@ -241,7 +241,7 @@ class FamilyContract:
         backbone = self.build(in_channels=channels)
         assert next(backbone.parameters()).shape[1] == channels
         image = random_image(64, 32, channels=channels)
-        # nothing was published for them, so that "auto" takes the image as it is
+        # nothing is published for other channels, so "auto" takes the image as it is
         torch.testing.assert_close(
             run(backbone, image), run(self.build(in_channels=channels, input_norm="none"), image), rtol=0, atol=0
         )
@@ -309,7 +309,7 @@ class FamilyContract:
         added = set(normed.state_dict()) - set(plain.state_dict())
         assert {key.rpartition(".")[0] for key in added} == {f"tap_norms.{tap}" for tap in taps}
         before = {key: normed.state_dict()[key].clone() for key in added}
-        normed.load_state_dict(plain.state_dict())  # strict: what is published has none
+        normed.load_state_dict(plain.state_dict())  # strict: published weights have none
         for key in added:
             torch.testing.assert_close(normed.state_dict()[key], before[key], rtol=0, atol=0)
         plain.load_state_dict(normed.state_dict())  # and the other way round
@@ -321,7 +321,7 @@ class FamilyContract:
                 before[f"tap_norms.{tap}.{name}"][:, None, None]
                 for name in ("weight", "bias", "running_mean", "running_var")
             )
-            wanted.append((feature / 16 - mean) / (var + 1e-5).sqrt() * weight + bias)  # a 16th, as it says
+            wanted.append((feature / 16 - mean) / (var + 1e-5).sqrt() * weight + bias)  # a 16th: TAP_SHARE
         assert_features(run(normed, image), wanted, 1e-6)
         fused = fusion.fuse(normed)
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.tap_norms.modules())
@@ -344,7 +344,7 @@ class FamilyContract:
         backbone = self.build(taps=("P3", "P5"), normed_taps=("P3", "P5")).train()
         torch.manual_seed(0)
         features = backbone(random_image(64, 64, batch=4))
-        for feature in features:  # batch statistics: the affine part is all that is left of a scale
+        for feature in features:  # with batch statistics, only the affine part sets the scale
             assert feature.std((0, 2, 3)).max() < 1
         sum((feature**2).sum() for feature in features).backward()
         for norm in backbone.tap_norms.parameters():
@@ -353,7 +353,7 @@ class FamilyContract:
 
     def test_input_norm_equals_an_image_prepared_by_hand(self) -> None:
         backbone, bare = self.build(), self.build(input_norm="none")
-        assert list(backbone.state_dict()) == list(bare.state_dict()), "a convention is no weight"
+        assert list(backbone.state_dict()) == list(bare.state_dict()), "a convention is not a weight"
         image = random_image(64, 96, batch=2)
         expected = run(bare, self.prepare(image))
         assert_features(run(backbone, image), expected, 1e-5)
@@ -384,7 +384,7 @@ class FamilyContract:
         expected = run(backbone, image)
         features = run(backbone.to(dtype), image.to(dtype))
         assert all(feature.dtype == dtype for feature in features)
-        # in randomised networks of this depth rounding to 8 or 11 bits adds up to a few per cent of the spread
+        # in random networks of this depth, rounding to 8 or 11 bits adds up to a few per cent of the deviation
         for ours, theirs in zip(features, expected, strict=True):
             assert (ours.float() - theirs).std() < 0.1 * theirs.std()
 
@@ -425,7 +425,7 @@ class FamilyContract:
         fused = fusion.fuse(converted)
         assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in fused.modules())
         assert_features(run(fused, image), expected, 1e-5)
-        converted.load_state_dict(self.build().state_dict())  # strict: what is published has no norms behind taps
+        converted.load_state_dict(self.build().state_dict())  # strict: published weights have no norms behind taps
         converted.load_state_dict(backbone.state_dict())
         assert_features(run(converted, image), expected, 1e-6)
 
@@ -462,7 +462,7 @@ class FamilyContract:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
 
     def test_trains_on_a_single_image(self) -> None:
-        # Ultralytics does so when it looks for a batch size, and with the last image of an epoch
+        # Ultralytics does this when it searches for a batch size, and with a last batch of one image
         features = self.build().train()(random_image(64, 64))
         assert all(feature.isfinite().all() for feature in features)
 
@@ -492,7 +492,7 @@ class FamilyContract:
         assert {parameter.dtype for parameter in fused.parameters()} == {dtype}
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
         assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in backbone.parameters())
-        # on P5 maps of fewer than about ten positions PyTorch sums thousands of products one by one, and less exactly
+        # on P5 maps below about ten positions, PyTorch sums thousands of products one by one, which is less exact
         for height, width in ((96, 160), (160, 96)):
             image = random_image(height, width).to(dtype)
             assert_features(run(fused, image), run(backbone, image), tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import re
@@ -18,6 +19,7 @@ from contract import randomise
 from operations import operations
 from places import REPOSITORY
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_flops
@@ -111,16 +113,29 @@ def test_the_files_are_what_the_generator_writes(generator: ModuleType) -> None:
     assert set(YAMLS) - set(generated) == {generator.BY_HAND}
 
 
-def build(name: str, letter: str) -> Any:
-    """The model of Ultralytics' for this YAML at this scale. The smallest scale gets its random start.
+class Numbers(TorchFunctionMode):
+    """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values."""
 
-    The others keep the memory as it is: drawing up to 100 million numbers takes longer than all else, and the checks
-    below either do not see the weights or replace them first.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.tensor:
+            kwargs = {"device": "cpu", **(kwargs or {})}
+        return func(*args, **(kwargs or {}))
+
+
+def build(name: str, letter: str) -> Any:
+    """The model of Ultralytics' for this YAML at this scale; one that is not run whole has shapes and no memory.
+
+    Only the smallest scale gets its random start: drawing up to 100 million numbers takes longer than all else, and the
+    checks below either do not see the weights or replace them first.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack:
         if letter != next(iter(YAMLS[name]["scales"])):
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
             for draw in ("kaiming_uniform_", "xavier_uniform_", "uniform_", "normal_", "trunc_normal_"):
                 patch.setattr(nn.init, draw, lambda tensor, *_args, **_options: tensor)
+        if not runs_whole(name, letter):
+            stack.enter_context(torch.device("meta"))
+            stack.enter_context(Numbers())
         model = getattr(tasks, f"{BUILDERS[suffix(name)]}Model")
         return model(tasks.yaml_model_load(str(CFG / scaled(name, letter))), verbose=False)
 

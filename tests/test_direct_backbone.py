@@ -171,5 +171,5 @@ def test_options_come_one_way() -> None:
         Toy("a", taps="P2")
     assert str(Options(taps=["P3"], init="scratch")) == "Options(taps=('P3',), init='scratch')"
     for channels in (0, 8193, True, "3"):
-        with pytest.raises(ValueError, match=r"the image has .* channels; from 1 to 8192 are taken"):
+        with pytest.raises(ValueError, match=r"the image has .* channels; allowed are 1 to 8192"):
             Options(in_channels=channels)  # type: ignore[arg-type]

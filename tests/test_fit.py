@@ -150,8 +150,8 @@ MISFITS = [
     ),
     (lambda patch: patch.delattr(exporter, "Exporter"), "steps of exports", r"Exporter is gone"),
     (lambda patch: patch.delattr(block, "DFL"), "expectation of DFL", r"ultralytics\.nn\.modules\.block\.DFL is gone"),
-    (rebuilt_expectation, "expectation of DFL", r"DFL is built otherwise: AttributeError"),
-    (other_expectation, "expectation of DFL", r"DFL computes something else than the expected bin numbers"),
+    (rebuilt_expectation, "expectation of DFL", r"DFL is built differently: AttributeError"),
+    (other_expectation, "expectation of DFL", r"DFL does not compute the expected bin numbers"),
 ]
 
 
@@ -244,7 +244,7 @@ def test_groups_that_do_not_do_what_their_labels_say(changes: dict[str, Any], te
     before = [list(map(id, group["params"])) for group in optimizer.param_groups]
     (warning,) = warned(training.on_pretrain_routine_end, SimpleNamespace(optimizer=optimizer, model=detector))
     assert text in warning
-    assert "trains it as it trains its own layers" in warning
+    assert "trains our layers as it trains its own layers" in warning
     assert [list(map(id, group["params"])) for group in optimizer.param_groups] == before
 
 

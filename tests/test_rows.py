@@ -514,7 +514,7 @@ def nest(depth: int) -> Any:
         ({"row4": [-1, 1, "nn.Identity", nest(500)]}, r"row 4 .*nested deeper than 32 levels"),
         ({"row4": [-1, 2**63, "nn.Identity", []]}, r"row 4 .*the number 9223372036854775808; at most 1,000,000"),
         ({"row4": [-1, 10**5000, "nn.Identity", []]}, r"row 4 .*the number <a whole number of \d+ bits>"),
-        ({"row4": [-1, 201, "nn.Identity", []]}, r"row 4 .*repeats is 201; at most 200 are built"),
+        ({"row4": [-1, 201, "nn.Identity", []]}, r"row 4 .*repeats is 201; at most 200 are allowed"),
         ({"row4": [-1, 1, "nn.Identity", ["x" * 201]]}, r"row 4 .*a text of 201 characters; at most 200"),
         ({"row4": [-1, 1, "nn.Identity", ["1" * 100]]}, r"row 4 .*it has the number"),
         ({"row0": [-1, 1, "EdgeViT", [{f"{i}": "xxs" for i in range(20_000)}]]}, r"no variant for scale 'n'\. Allowed: 0, 1, .* more\)\."),
@@ -538,7 +538,7 @@ def test_bombs_are_refused_at_once_in_one_line(changes: dict[str, Any], message:
     ("row", "message"),
     [
         ([-1, 2**63, "RepViTBlock", [64]], r"row 4 .*the number 9223372036854775808"),
-        ([-1, 300, "RepViTBlock", [64]], r"row 4 .*repeats is 300; at most 200 are built"),
+        ([-1, 300, "RepViTBlock", [64]], r"row 4 .*repeats is 300; at most 200 are allowed"),
         ([-1, 1, "RepViTBlock", [8193]], r"the output channels are 8193; they must be .*at most 8192"),
         ([-1, 1, "RepViTBlock", [64, {"mlp_ratio": 65}]], r"mlp_ratio is 65; it must be a whole number, at least 1 and at most 64"),
         ([-1, 1, "ParCBlock", [64, {"length": 999_999}]], r"length is 999999; it must be .*at most 1024"),

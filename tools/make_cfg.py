@@ -1,8 +1,8 @@
-"""Writes the model YAMLs in cfg/: every family on every neck and task that is shipped, figures counted on the models.
+"""Writes the model YAMLs in cfg/ for every shipped family, neck and task, with figures counted on the built models.
 
     python tools/make_cfg.py            # make cfg
 
-No test runs this: it takes minutes. `tests/test_configs.py` compares what it writes with cfg/.
+No test runs this, because it takes minutes. `tests/test_configs.py` compares its output with cfg/.
 
 The necks are data in `yolo_lightbackbones/configs/necks.py`; `yolo_lightbackbones/configs/writer.py` makes the text.
 """
@@ -39,7 +39,7 @@ OTHER_TASKS = ("segment", "pose", "obb")
 OTHER_TASKS_NECKS = ("yolo11", "yolo26")
 IMAGE_SIZE = {"classify": 224}  # pixels; others 640
 BY_HAND = "yolo11_repvit-neck.yaml"
-"""Gets its figures from here, and nothing else."""
+"""A file written by hand; only its figures are updated here."""
 FIGURES = re.compile(r"[, #]*[\d,]+ parameters, [\d.]+ GFLOPs")
 
 
@@ -58,7 +58,7 @@ class Model:
 
 
 def models() -> Iterator[Model]:
-    """Everything in cfg/ that is generated."""
+    """List all files in cfg/ that are generated."""
     for family in (cls.family for cls in registry.built_in() if cls.card.letters):
         wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
         wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
@@ -69,8 +69,8 @@ def models() -> Iterator[Model]:
 
 
 def figures(model: Model) -> dict[str, str]:
-    """Parameters and GFLOPs of the built model per scale letter."""
-    # Under a name whose letter Ultralytics reads, also for `repvit-cls.yaml`.
+    """Build the model for each scale letter, and count it: letter -> parameters and GFLOPs."""
+    # Ultralytics reads the scale letter from the name, which has no place for it in `repvit-cls.yaml`.
     name = writer.file_name(model.neck, model.levels, model.task, model.family)
     with tempfile.TemporaryDirectory() as folder:
         counted = {}
@@ -92,7 +92,7 @@ def count(file: Path, size: int = 640) -> str:
 
 
 def by_hand() -> None:
-    """Write the figures into the file that is not generated."""
+    """Update the figures in the file that is written by hand."""
     file = finding.config_dir() / BY_HAND
     text = FIGURES.sub("", file.read_text())
     for letter in letters("repvit"):
@@ -103,7 +103,7 @@ def by_hand() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="of files, such as yolo11_repvit.yaml; default: all")
+    parser.add_argument("names", nargs="*", help="files to write, such as yolo11_repvit.yaml; default: all")
     wanted = parser.parse_args().names
     known: dict[str, Model | None] = {**{model.name: model for model in models()}, BY_HAND: None}
     if unknown := [name for name in wanted if name not in known]:

@@ -1,7 +1,7 @@
 """The contract that every backbone fulfils: an image goes in, one feature map per tap comes out, shallow to deep.
 
-Everything else in the package relies on what is here, and on nothing more. The families of this package share a
-skeleton, `StagedBackbone` in `stages.py`; a family with a forward of its own derives from `Backbone` directly.
+The rest of the package relies only on this contract. The families of this package share a skeleton, `StagedBackbone` in
+`stages.py`. A family with another structure derives from `Backbone` directly.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["TAPS", "Backbone", "Options"]
 
 
 class Backbone(Inspectable):
-    """Takes an image (B, C, H, W), returns a list with one tensor per tap, shallow to deep.
+    """Base class of backbones: takes an image (B, C, H, W), returns a list with one tensor per tap, shallow to deep.
 
     A family sets the class attributes `family` and `variants`, is built as `Family(variant, options)`, calls `set_taps`
-    in its constructor, and implements `forward`. Its first parameter is the weight of a convolution on the image, off
-    which Ultralytics reads the number of image channels.
+    in its constructor, and implements `forward`. Its first parameter must be the weight of a convolution on the image,
+    because Ultralytics reads the number of image channels from it.
     """
 
     family: ClassVar[str]
@@ -39,28 +39,28 @@ class Backbone(Inspectable):
     variants: ClassVar[Mapping[str, Any]]
     """Short variant name -> config."""
     card: ClassVar[Card]
-    """Title, paper, figures and weights of the family; where a family sets none, its title is the class name."""
+    """Title, paper, figures and weights of the family; by default a card with the class name as title."""
     block_rows: ClassVar[Mapping[str, type[BlockRow]]] = {}
-    """Name of a block in model YAMLs -> what a row of such blocks builds."""
+    """Name of a block in model YAMLs -> the class that a row of such blocks builds."""
     input_convention: ClassVar[InputConvention] = InputConvention()
-    """How the published weights want an image prepared."""
+    """The image preprocessing that the published weights expect."""
     row_init: ClassVar[InitMode] = "published"
-    """The `init` of a backbone row in a model YAML that gives none: the one with which a detector learns faster from
-    scratch, see docs/accuracy.md."""
+    """Default of `init` for a backbone row in a model YAML: the value with which a detector learns faster from scratch,
+    see docs/accuracy.md."""
     row_tap_norm: ClassVar[TapNormMode] = "none"
-    """The `tap_norm` of such a row: `"batch"` where a stage's output is a sum that nothing has normalised."""
+    """Default of `tap_norm` for such a row: `"batch"` if the output of a stage is a sum without a norm behind it."""
     size_divisibility: int = 32
     """Height and width of the image must be multiples of this."""
 
     taps: tuple[str, ...]
     out_channels: tuple[int, ...]
-    """One entry per tap, as in `reductions`."""
+    """Channels of each tap."""
     reductions: tuple[int, ...]
-    """Image side over side of the feature map, 2^k for P<k>."""
+    """Image side divided by the side of the feature map, for each tap: 2^k for P<k>."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        # Another family than its parent has other figures and weights, so it does not inherit the card.
+        # A family that derives from another one has its own figures and weights, so it does not inherit the card.
         if "card" not in vars(cls) and ("family" in vars(cls) or not hasattr(cls, "card")):
             cls.card = Card(title=cls.__name__)
         if cls.forward is Backbone.forward and (hasattr(cls, "build_stem") or hasattr(cls, "build_stages")):
@@ -69,14 +69,14 @@ class Backbone(Inspectable):
             )
 
     def set_taps(self, offered: Mapping[str, int], options: Options) -> None:
-        """Promise the taps that are asked for.
+        """Set `taps`, `out_channels` and `reductions` from the taps that `options` ask for.
 
         Args:
-            offered: tap -> channels, shallow to deep, of everything that this backbone can return.
-            options: as the backbone was asked for.
+            offered: tap -> channels, shallow to deep, of all taps that this backbone can return.
+            options: the options of the backbone.
 
         Raises:
-            ValueError: for taps that are not on offer, or not listed shallow to deep, each once.
+            ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep.
         """
         self.taps = options.choose_taps(offered, type(self).__name__)
         self.out_channels = tuple(offered[tap] for tap in self.taps)
@@ -86,13 +86,13 @@ class Backbone(Inspectable):
         raise NotImplementedError(f"{type(self).__name__} does not implement forward().")
 
     def check_size(self, x: Tensor) -> None:
-        """Refuse an image whose height or width is no multiple of `size_divisibility`, unless an exporter is recording.
+        """Refuse an image whose height or width is not a multiple of `size_divisibility`, except in a recording.
 
         Raises:
-            ValueError: with the next size that fits.
+            ValueError: with the next larger size that fits.
         """
         if recording.is_recording() or not isinstance(x, Tensor):  # torch.fx traces with a proxy
-            return  # sizes may be symbolic there; the exporters round sizes up to the stride themselves
+            return  # sizes may be symbolic; the exporters themselves round sizes up to the stride
         divisor = self.size_divisibility
         height, width = x.shape[-2:]
         if height % divisor or width % divisor:
@@ -104,7 +104,7 @@ class Backbone(Inspectable):
 
     @classmethod
     def offered_taps(cls, variant: Any) -> dict[str, int]:
-        """Tap -> channels, shallow to deep, of all that a variant offers; asked of one that is built without memory.
+        """All taps that a variant offers, shallow to deep: tap -> channels. Builds the variant on the meta device.
 
         Raises:
             ValueError: for an unknown variant.
@@ -115,7 +115,7 @@ class Backbone(Inspectable):
 
     @classmethod
     def resolve_variant(cls, name: str) -> str:
-        """The short name of a variant given as `m0_9`, `m0.9`, or `repvit_m0_9`.
+        """Return the short name of a variant, which may be given as `m0_9`, `m0.9`, or `repvit_m0_9`.
 
         Raises:
             ValueError: for an unknown name, with the closest match.
@@ -124,7 +124,7 @@ class Backbone(Inspectable):
         if short not in cls.variants:
             short = short.removeprefix(f"{cls.family}_")
         if short not in cls.variants:
-            # timm names the training behind the variant: m0_9.dist_450e_in1k
+            # timm appends the training recipe to the variant: m0_9.dist_450e_in1k
             begun = max((v for v in cls.variants if short.startswith(f"{v}_")), key=len, default=None)
             hint = f" Did you mean {begun!r}?" if begun else did_you_mean(short, cls.variants)
             allowed = ", ".join(cls.variants)
@@ -132,9 +132,9 @@ class Backbone(Inspectable):
         return short
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare besides norms and biases, as in timm.
+        """Names of parameters without weight decay, besides those of norms and biases; as in timm.
 
-        Every module of a family lists its own in the class attribute `no_weight_decay_names`.
+        Every module of a family lists its own parameters in the class attribute `no_weight_decay_names`.
         """
         return layers.no_weight_decay(self)
 
@@ -142,5 +142,5 @@ class Backbone(Inspectable):
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Classes that checkpoints from before 0.1.0 look for here."""
+        """Find classes that checkpoints from before 0.1.0 look up in this module."""
         return moved.find(__name__, name)

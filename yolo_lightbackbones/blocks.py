@@ -1,4 +1,4 @@
-"""Rows of blocks in model YAMLs, for necks and for backbones written by hand; torch alone, and no family.
+"""Rows of blocks in model YAMLs, for necks and for backbones written by hand; knows no family.
 
     - [-1, 3, RepViTBlock, [256]]               ->  RepViTBlocks(c1, 256 * width, 3 * depth)
     - [-1, 2, LGLBlock, [256, {sr_ratio: 4}]]   ->  LGLBlocks(c1, 256 * width, 2 * depth, {"sr_ratio": 4})
@@ -6,40 +6,39 @@
 A row takes one map of any height and width, and keeps both: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
 A YAML names the block, and a block has one name everywhere: `RepViTBlock` is one block of the paper, as a class in
-`backbones/repvit.py` and in a YAML. What a row builds is `repeats` of them one after the other, which is a
-`RepViTBlocks`; Ultralytics' table of layers and checkpoints show that name.
+`backbones/repvit.py` and in a YAML. A row builds a sequence of `repeats` blocks, a `RepViTBlocks`. Ultralytics' table
+of layers and checkpoints show that name.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from yolo_lightbackbones import layers, moved
-from yolo_lightbackbones.messages import flow, quoted
+from yolo_lightbackbones.messages import did_you_mean, flow, quoted
 from yolo_lightbackbones.options import Option
 
 
 class BlockRow(nn.Module):
-    """Blocks of one family in sequence: (B, in_channels, H, W) -> (B, out_channels, H, W), for any height and width.
+    """A sequence of blocks of one family: (B, in_channels, H, W) -> (B, out_channels, H, W), for any height and width.
 
-    Where the width changes, a 1x1 convolution with BatchNorm goes first. It has no activation: all four families change
-    their width linearly (RepViT and ParC-Net by a 1x1 convolution with BatchNorm, the others by strided convolutions),
-    and for inference it is a single convolution.
+    If the number of channels changes, a 1x1 convolution with BatchNorm comes first. It has no activation: all four
+    families change their width linearly (RepViT and ParC-Net by a 1x1 convolution with BatchNorm, the others by strided
+    convolutions). For inference it folds into a single convolution.
 
-    A family lists the options of its block, implements `build_block`, and has the row in `Backbone.block_rows`.
+    A family lists the options of its block, implements `build_block`, and lists the row in `Backbone.block_rows`.
 
     Args:
-        in_channels: of the map that comes in.
-        out_channels: of the map that comes out, and of every block.
-        repeats: how many blocks.
-        options: by name; the defaults suit maps of any stage.
+        in_channels: channels of the input.
+        out_channels: channels of the output, and of every block.
+        repeats: number of blocks.
+        options: name -> value; the defaults suit maps of any stage.
 
     Raises:
-        ValueError: for an option that the block does not have, or a value that it does not allow.
+        ValueError: for an option that the block does not have, or a value that is not allowed.
     """
 
     options: ClassVar[Mapping[str, Option]]
@@ -52,10 +51,10 @@ class BlockRow(nn.Module):
         same = in_channels == out_channels
         self.project: nn.Module = nn.Identity() if same else layers.ConvNorm(in_channels, out_channels)
         self.blocks = nn.Sequential(*(self.build_block(out_channels, i, chosen) for i in range(repeats)))
-        layers.init_for_scratch(self.blocks)  # no weights are published for a row
+        layers.init_for_scratch(self.blocks)  # there are no published weights for a row
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> nn.Module:
-        """The block with this index in its row: (B, dim, H, W) -> the same."""
+        """Build the block with this index in the row: (B, dim, H, W) -> the same."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build_block().")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,20 +62,19 @@ class BlockRow(nn.Module):
         return out
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay should spare besides norms and biases, as `Backbone` has it."""
+        """Names of parameters without weight decay, besides those of norms and biases; as `Backbone` has it."""
         return layers.no_weight_decay(self)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options of this block: those given, and the defaults of the others.
+        """Check options of this block; return them with the defaults of the others.
 
         Raises:
             ValueError: for an unknown option, with the closest match, and for a value that is not allowed.
         """
         for name, value in options.items():
             if name not in cls.options:
-                close = difflib.get_close_matches(flow(name), cls.options, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(flow(name), cls.options)
                 raise ValueError(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(cls.options)}.")
             cls.options[name].check(name, value)
         return {name: option.default for name, option in cls.options.items()} | dict(options)
@@ -85,5 +83,5 @@ class BlockRow(nn.Module):
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Rows that checkpoints from before 0.1.0 look for here."""
+        """Find rows that checkpoints from before 0.1.0 look up in this module."""
         return moved.find(__name__, name)

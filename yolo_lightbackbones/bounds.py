@@ -82,12 +82,12 @@ def extent(
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number; `True` and `1.0` are none."""
+    """Whether `value` is a whole number; `True` and `1.0` are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a number; `True` is none."""
+    """Whether `value` is a number; `True` is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

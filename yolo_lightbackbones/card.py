@@ -77,7 +77,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything known about one family of backbones besides its code. Variants have their short names here.
+    """Everything known about one family of backbones besides its code. Variants are given by their short names.
 
     Args:
         title: the family's name as its paper writes it: `"ParC-Net"`.

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn by matplotlib, which only these need and which is imported only here."""
+"""Draws pictures of results with matplotlib; only this module imports it."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Folding algebra for inference and the walker that applies it; knows no family.
+"""Folding for inference: the algebra, and the walker that applies it. This module knows no family.
 
-A module that can be made cheaper without changing its output derives from `Fusible` and says how in `fold()`. The
-walker `fuse()` copies a module tree and lets every `Fusible` in it fold itself, children first, so that a block only
-has to deal with its own direct relations: by the time it is asked, its conv+BN pairs are plain convolutions already.
+A module that has a cheaper form with the same output derives from `Fusible` and implements `fold()`. The walker
+`fuse()` copies a module tree and folds every `Fusible` in it, children first. So a block folds only its direct parts:
+when its `fold()` runs, its conv+BN pairs are plain convolutions already.
 
 All folding is computed in float64 and stored in the dtype of the layer, so that a fused float32 model is as close to
 the unfused one as float32 allows.
 
-A layer may carry more than a weight and a bias: fake quantisers, pruning masks, parametrizations, hooks. Folding would
-lose them, so a `Fusible` with such a layer inside keeps its own forward (see `obstacle`). A layer of a kind that the
-algebra does not know is refused (`FoldError`). Nothing is dropped.
+A layer may have more than a weight and a bias: fake quantisers, pruning masks, parametrizations, hooks. Folding would
+lose them, so a `Fusible` with such a layer inside is not folded (see `obstacle`). A kind of layer that the algebra does
+not know raises a `FoldError`. Nothing is silently dropped.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LinearT = TypeVar("LinearT", bound="nn.Conv2d | nn.Linear")
 
 
 class Fusible(nn.Module):
-    """A module that knows an equal, cheaper form of itself for inference."""
+    """A module with a cheaper form for inference that gives the same output."""
 
     folded = False
-    """Set by the walker on the result: a folded module is not folded again."""
+    """Whether this is a folded form, which is not folded again; set by the walker."""
 
     def fold(self) -> nn.Module:
         """Return the inference form.
 
-        Called by `fuse()` on a private copy in eval mode whose children are folded already: it may change itself and
+        `fuse()` calls this on a private copy in eval mode whose children are folded already. It may change itself and
         return itself, or return a replacement.
         """
         raise NotImplementedError(f"{type(self).__name__} derives from Fusible but does not define fold().")
@@ -45,18 +45,18 @@ class Fusible(nn.Module):
     def folds(self) -> Iterable[nn.Module]:
         """The modules that `fold()` changes, replaces or leaves out; an `obstacle` in one of them prevents folding.
 
-        By default everything inside: a hook in there would see other values after folding.
+        By default these are all modules inside, because a hook on any of them would see other values after folding.
         """
         return self.modules()
 
 
 class FoldError(ValueError):
-    """A module that folding does not know.
+    """Raised for a module that folding does not know.
 
     Args:
         module: the module.
-        problem: what is wrong, as the rest of a sentence about it: "is a GroupNorm, ...".
-        name: what the sentence calls the module.
+        problem: the rest of a sentence that starts with the name of the module: "is a GroupNorm, ...".
+        name: name of the module in this sentence.
     """
 
     def __init__(self, module: nn.Module, problem: str, name: str = "This layer") -> None:
@@ -67,11 +67,11 @@ class FoldError(ValueError):
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Something that a module carries and that folding would lose.
+    """Something on a module that folding would lose.
 
     Args:
-        what: its name: "a pruning mask".
-        remedy: how to remove it, as an order: "make the mask permanent". Empty where it has to stay.
+        what: name of the obstacle: "a pruning mask".
+        remedy: how to remove it, in the imperative: "make the mask permanent". Empty if it must stay.
     """
 
     what: str
@@ -79,15 +79,15 @@ class Obstacle:
 
 
 def fuse(module: nn.Module) -> nn.Module:
-    """Return an equal module for inference: folded, in eval mode, without gradients.
+    """Return an equivalent module for inference: folded, in eval mode, without gradients.
 
-    The argument and its weights are untouched; device and dtype are kept; fusing a fused module changes nothing. Blocks
-    with fake quantisers inside stay as they are. So do blocks with pruning masks, parametrizations or hooks, with one
-    warning that names the first such layer.
+    The argument and its weights are not changed. Device and dtype are kept. Fusing a fused module changes nothing.
+    Blocks with fake quantisers inside are not folded. Blocks with pruning masks, parametrizations or hooks are not
+    folded either, and one warning names the first such layer.
 
     Raises:
-        FoldError: (a `ValueError`) for a layer of a kind that folding does not know, such as a GroupNorm in the place
-            of a BatchNorm; the message names it.
+        FoldError: (a `ValueError`) for a kind of layer that folding does not know, such as a GroupNorm in the place of
+            a BatchNorm; the message names the layer.
     """
     fused = _copy(module).eval()
     names = {child: name for name, child in fused.named_modules() if name}
@@ -101,24 +101,24 @@ def fuse(module: nn.Module) -> nn.Module:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether `fuse()` would leave `module` as it is."""
+    """Whether `fuse()` would fold nothing in `module`."""
     return all(m.folded or _first_obstacle(m) is not None for m in module.modules() if isinstance(m, Fusible))
 
 
 def has_folded(module: nn.Module) -> bool:
-    """Whether anything in `module` is folded, so that weights of training do not fit it."""
+    """Whether anything in `module` is folded, so that weights from training do not fit it."""
     return any(m.folded for m in module.modules() if isinstance(m, Fusible))
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """A deep copy, of which weights that pruning or a normalisation computes from others are part as well."""
+    """Make a deep copy, which includes weights that pruning or a normalisation computes from others."""
     held = (value for child in module.modules() for value in vars(child).values())
     computed = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed})
 
 
 def obstacle(module: nn.Module) -> Obstacle | None:
-    """The thing that this module itself carries and that folding would lose; None for an ordinary module."""
+    """Find something on this module itself that folding would lose; None for an ordinary module."""
     if any(name.endswith(_QUANTISERS) for name in module._modules):
         return Obstacle("fake quantisers")  # of NVIDIA ModelOpt, torch.ao or Brevitas
     if parametrize.is_parametrized(module):
@@ -141,13 +141,13 @@ def obstacle(module: nn.Module) -> Obstacle | None:
 
 
 def _stranger(fusible: Fusible) -> type | None:
-    """The class whose forward this is, if the fold is of another class and does not know it."""
+    """Return the class that defines `forward`, if `fold` is inherited from a class that does not know this forward."""
     fold, forward = (next(c for c in type(fusible).__mro__ if name in vars(c)) for name in ("fold", "forward"))
     return None if fold is Fusible or issubclass(fold, forward) else forward
 
 
 _QUANTISERS = ("_quantizer", "_fake_quant", "_quant", "activation_post_process")
-"""Endings of the names of fake quantisers, which are children of the layer that they act on."""
+"""Endings of the names of fake quantisers; each is a child of the layer that it acts on."""
 
 
 def _first_obstacle(fusible: Fusible) -> tuple[nn.Module, Obstacle] | None:
@@ -156,7 +156,7 @@ def _first_obstacle(fusible: Fusible) -> tuple[nn.Module, Obstacle] | None:
 
 
 def _warn_of(left: Sequence[tuple[nn.Module, Obstacle]], names: Mapping[nn.Module, str]) -> None:
-    """Say which blocks are slower than they could be, unless quantisers are the reason, which have to stay."""
+    """Warn about blocks that are not folded, except those with quantisers, which must stay."""
     removable = [(module, found) for module, found in left if found.remedy]
     if removable:
         module, found = removable[0]
@@ -187,15 +187,15 @@ def _fold_tree(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module
 
 
 def exact(values: Tensor) -> Tensor:
-    """The values in float64 for computing with them, without gradient; on the CPU where the device has no float64."""
+    """Convert values to float64 for computing, without gradient; on the CPU if the device has no float64."""
     return values.detach().to("cpu" if values.device.type == "mps" else values.device, torch.float64)
 
 
 def expect(module: nn.Module, *classes: type[nn.Module]) -> None:
-    """Refuse a module whose arithmetic is not that of one of these classes: folding would compute something else.
+    """Refuse a module that does not compute what one of these classes computes: folding would change the output.
 
     Raises:
-        FoldError: for another class, and for a subclass with a forward of its own that is neither PyTorch's nor ours.
+        FoldError: for another class, and for a subclass whose own forward is neither PyTorch's nor ours.
     """
     if not isinstance(module, classes) or not _has_known_forward(module):
         allowed = " or ".join(cls.__name__ for cls in classes)
@@ -207,7 +207,7 @@ def expect(module: nn.Module, *classes: type[nn.Module]) -> None:
 
 
 def _has_known_forward(module: nn.Module) -> bool:
-    """Whether the class computes what PyTorch's or our own code says, and not what a subclass made of it."""
+    """Whether the forward of the class is PyTorch's or ours, and not overridden in a subclass of somebody else."""
     methods = (getattr(type(module), name, None) for name in ("forward", "_conv_forward"))
     return all(
         method is None or method.__module__.startswith(("torch.nn.modules.", f"{__package__}.")) for method in methods
@@ -221,8 +221,8 @@ def _full_name(cls: type) -> str:
 def batchnorm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,), float64, that a norm with running statistics applies: `y = scale * x + shift`.
 
-    For every norm that is such a map in eval mode: BatchNorm2d, SyncBatchNorm, frozen ones that are no subclass of
-    either. One whose class is not PyTorch's or ours is run on a few values, and has to agree.
+    This holds for every norm that is such a map in eval mode: BatchNorm2d, SyncBatchNorm, and frozen norms that derive
+    from neither. If the class is not PyTorch's or ours, the norm is run on a few values, and the results must agree.
 
     Raises:
         FoldError: for a norm that depends on the batch or the image at hand, or that does more than scale and shift.
@@ -260,17 +260,17 @@ def _agrees(norm: nn.Module, scale: Tensor, shift: Tensor, like: Tensor) -> bool
 
 
 def fold_norm_behind(layer: LinearT, norm: nn.Module) -> LinearT:
-    """The layer that computes `norm(layer(x))`; an Identity is a norm that changes nothing."""
+    """Return the layer that computes `norm(layer(x))`; the norm may be an Identity."""
     return layer if isinstance(norm, nn.Identity) else scale_outputs(layer, *batchnorm_affine(norm))
 
 
 def fold_norm_before(layer: LinearT, norm: nn.Module) -> LinearT:
-    """The layer that computes `layer(norm(x))`; an Identity is a norm that changes nothing."""
+    """Return the layer that computes `layer(norm(x))`; the norm may be an Identity."""
     return layer if isinstance(norm, nn.Identity) else scale_inputs(layer, *batchnorm_affine(norm))
 
 
 def batchnorm_to_conv(norm: nn.Module) -> nn.Conv2d:
-    """A norm that no neighbour can take as a depthwise 1x1 convolution, which every runtime can quantise."""
+    """Convert a norm that cannot fold into a neighbour to a depthwise 1x1 convolution, for runtimes to quantise."""
     scale, shift = batchnorm_affine(norm)
     like = norm.get_buffer("running_mean")
     with torch.device("meta"):
@@ -283,7 +283,7 @@ def batchnorm_to_conv(norm: nn.Module) -> nn.Conv2d:
 
 
 def transposed_to_shuffle(conv: nn.Module) -> nn.Sequential:
-    """A depthwise transposed convolution with kernel = stride = r as a 1x1 convolution and a pixel shuffle by r."""
+    """Convert a depthwise transposed convolution with kernel = stride = r to a 1x1 convolution and a pixel shuffle."""
     expect(conv, nn.ConvTranspose2d)
     assert isinstance(conv, nn.ConvTranspose2d)
     (rate, other), dim = conv.stride, conv.in_channels
@@ -292,7 +292,7 @@ def transposed_to_shuffle(conv: nn.Module) -> nn.Sequential:
         raise ValueError(f"Only a depthwise transposed convolution without overlap is a pixel shuffle, unlike {conv}.")
     with torch.device("meta"):
         pointwise = nn.Conv2d(dim, dim * rate**2, 1, groups=dim, bias=conv.bias is not None)
-    # One output channel per place in the window, in the order of a pixel shuffle: rows, then columns.
+    # One output channel per position in the window, in the order of a pixel shuffle: rows, then columns.
     weight = conv.weight.detach().reshape(dim * rate**2, 1, 1, 1)
     pointwise.weight = nn.Parameter(weight, requires_grad=False)
     if conv.bias is not None:
@@ -301,12 +301,13 @@ def transposed_to_shuffle(conv: nn.Module) -> nn.Sequential:
 
 
 def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it; ones and zeros are left in it.
+    """Take scale and shift (C,) out of a LayerNorm for the linear layer behind it, and leave ones and zeros.
 
-    Not None: exporters write ones and zeros for it anyway, and x2paddle fails on a norm that has none.
+    They are not replaced by None: exporters would write ones and zeros anyway, and x2paddle fails on a norm without
+    weights.
 
     Raises:
-        FoldError: for another norm, and for a LayerNorm without scale and shift of its own.
+        FoldError: for another norm, and for a LayerNorm without a weight or a bias.
     """
     expect(norm, nn.LayerNorm)
     scale, shift = norm.weight, norm.bias
@@ -320,7 +321,7 @@ def take_affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def scale_outputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> LinearT:
-    """The layer that computes `scale * layer(x) + shift`, both (out_channels,): a norm or layer scale behind it."""
+    """Fold a norm or layer scale behind a layer: `scale * layer(x) + shift`, scale and shift being (out_channels,)."""
     weight, bias = _weight_and_bias(layer)
     weight = weight * exact(scale).view(-1, *[1] * (weight.ndim - 1))
     bias = bias * exact(scale)
@@ -330,10 +331,10 @@ def scale_outputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) ->
 
 
 def scale_inputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> LinearT:
-    """The layer that computes `layer(scale * x + shift)`, both (in_channels,): a norm in front of it.
+    """Fold a norm in front of a layer: `layer(scale * x + shift)`, scale and shift being (in_channels,).
 
     Raises:
-        ValueError: for a shift before a zero-padded convolution. The padding would have to be shifted as well.
+        ValueError: for a shift before a zero-padded convolution, because the padding would have to be shifted, too.
     """
     weight, bias = _weight_and_bias(layer)
     if shift is not None and isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), 0, "valid"):
@@ -344,7 +345,7 @@ def scale_inputs(layer: LinearT, scale: Tensor, shift: Tensor | None = None) -> 
 
 
 def permute_inputs(conv: nn.Conv2d, order: list[int]) -> nn.Conv2d:
-    """The convolution that computes `conv(x[:, order])`, for one without groups."""
+    """Return the convolution that computes `conv(x[:, order])`; `conv` must have no groups."""
     if conv.groups != 1:
         raise ValueError(f"Input channels can be permuted only in a convolution without groups, not in {conv}.")
     weight, bias = _weight_and_bias(conv)
@@ -354,20 +355,20 @@ def permute_inputs(conv: nn.Conv2d, order: list[int]) -> nn.Conv2d:
 
 
 def add_identity(conv: nn.Conv2d) -> nn.Conv2d:
-    """The depthwise convolution that computes `x + conv(x)`: one in the centre of every kernel."""
+    """Return the depthwise convolution that computes `x + conv(x)`: 1 is added to the centre of every kernel."""
     _, bias = _weight_and_bias(conv)
     return _add_to_centre(conv, torch.ones_like(bias), torch.zeros_like(bias))
 
 
 def add_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
-    """The depthwise convolution that computes `conv(x) + pointwise(x)`, `pointwise` being depthwise 1x1."""
+    """Return the depthwise convolution that computes `conv(x) + pointwise(x)`; `pointwise` is depthwise 1x1."""
     if pointwise.kernel_size != (1, 1) or pointwise.stride != (1, 1) or pointwise.groups != pointwise.in_channels:
         raise ValueError(f"Only a depthwise 1x1 convolution fits into the centre of another, not {pointwise}.")
     return _add_to_centre(conv, *_weight_and_bias(pointwise))
 
 
 def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """The depthwise convolution `conv(x) + weight * x + bias`, both (C,) but for the shape of a 1x1 convolution's."""
+    """Return the depthwise convolution `conv(x) + weight * x + bias`; weight (C,) or (C, 1, 1, 1), bias (C,)."""
     kernel_h, kernel_w = conv.kernel_size
     same = conv.padding == (kernel_h // 2, kernel_w // 2) and conv.stride == (1, 1) and conv.dilation == (1, 1)
     if not (conv.groups == conv.in_channels == conv.out_channels and kernel_h % 2 and kernel_w % 2 and same):
@@ -386,7 +387,7 @@ def _weight_and_bias(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def _per_weight(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
-    """Values per input channel (in_channels,) shaped to multiply the layer's weight."""
+    """Reshape values per input channel (in_channels,) to multiply the weight of the layer."""
     if isinstance(layer, nn.Linear):
         return values.view(1, -1)
     groups, out_channels = layer.groups, layer.out_channels
@@ -395,7 +396,7 @@ def _per_weight(layer: nn.Conv2d | nn.Linear, values: Tensor) -> Tensor:
 
 
 def _with_parameters(layer: LinearT, weight: Tensor, bias: Tensor) -> LinearT:
-    """A copy of `layer` with these parameters, in its dtype and on its device."""
+    """Copy `layer` with new parameters, in its dtype and on its device."""
     new = copy.copy(layer)  # shallow: the parameters are replaced, never written to
     new._parameters = {
         "weight": nn.Parameter(weight.to(layer.weight), requires_grad=False),

@@ -1,4 +1,4 @@
-"""From the RGB image in 0..1 that Ultralytics feeds to what a family's published weights were trained on."""
+"""Preprocessing of the image: from RGB in 0..1, as Ultralytics feeds it, to the input of the published weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolo_lightbackbones import fusion
 
 @dataclass(frozen=True)
 class InputConvention:
-    """How a family's published weights expect an RGB image in 0..1 to be prepared."""
+    """Preprocessing of an RGB image in 0..1 that the published weights of a family expect."""
 
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -25,10 +25,10 @@ IMAGENET = InputConvention(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
 
 
 class InputNorm(nn.Module):
-    """Turns the RGB image in 0..1 that Ultralytics feeds into what the published weights were trained on.
+    """Normalises the image: RGB in 0..1 -> the channel order, mean and std that the published weights were trained on.
 
-    `mean` and `std` are in the channel order that comes out. They are constants, not weights: no checkpoint holds them,
-    and whatever happens to the module's memory, they are made anew from `values`.
+    `mean` and `std` are in the channel order of the output. They are constants, not weights: they are not saved in
+    checkpoints, and are computed again from `values` whenever dtype, device or memory of the module change.
     """
 
     mean: Tensor | None
@@ -54,10 +54,10 @@ class InputNorm(nn.Module):
         return x
 
     def fold_into(self, conv: nn.Conv2d) -> tuple[nn.Module, nn.Conv2d]:
-        """What is left of this norm, and the first convolution with the rest folded into its weights.
+        """Fold this norm into the first convolution; return the part that remains, and the convolution.
 
-        Channel order and std always fold. The mean folds only into a convolution without padding: a padded one sees
-        zeros *after* normalisation, which is a border of mean-coloured pixels before it.
+        Channel order and std always fold. The mean folds only into a convolution without padding: padding adds zeros
+        *after* normalisation, and these correspond to pixels of the mean colour before it.
         """
         mean, std = (
             None if values is None else fusion.exact(conv.weight).new_tensor(values) for values in self.values.values()
@@ -82,7 +82,7 @@ class InputNorm(nn.Module):
             setattr(self, name, tensor)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> InputNorm:
-        """Follow to a device and dtype; a rounded or emptied constant is not kept."""
+        """Move to a device or dtype; the constants are computed again, so that they are never rounded or left empty."""
         before = list(self.buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for old, new in zip(before, list(self.buffers()), strict=True):
@@ -95,7 +95,7 @@ class InputNorm(nn.Module):
         if "values" in state:
             return
         self.values = {}
-        for name in ("mean", "std"):  # pickled before there were any; best.pt files have been through half precision
+        for name in ("mean", "std"):  # from a pickle older than `values`; best.pt files were rounded to half precision
             held = self._buffers[name]
             published: tuple[float, ...] = getattr(IMAGENET, name)
             given = None if held is None else tuple(held.flatten().tolist())

@@ -1,7 +1,8 @@
-"""What checkpoints rely on: the module paths of the classes that they pickle, and where earlier paths lead.
+"""Module paths of the classes in checkpoints: the present paths, and aliases for earlier ones.
 
-A checkpoint of Ultralytics (`best.pt`) holds a model as a tree of objects, each with its class by module and name. So a
-class that moves needs an entry in `MOVED`, or files made before do not load any more. docs/design.md lists the paths.
+A checkpoint of Ultralytics (`best.pt`) pickles a model as a tree of objects, and each object by the module and name of
+its class. So a class that moves needs an entry in `MOVED`; without it, older files no longer load. docs/design.md lists
+the paths.
 """
 
 from __future__ import annotations
@@ -23,36 +24,36 @@ MOVED: Mapping[str, str] = {
     "layers.ConvNorm": "layers.conv_norm.ConvNorm",
     "layers.DropPath": "layers.drop_path.DropPath",
     "layers.LayerNorm2d": "layers.norms.LayerNorm2d",
-    # what backbone.py had besides the contract
+    # backbone.py keeps only the contract
     "backbone.InputNorm": "input_norm.InputNorm",
     "backbone.Stage": "stages.Stage",
     "backbone.TapNorm": "tap_norms.TapNorm",
     "backbone.TapNorms": "tap_norms.TapNorms",
-    # what ParC-Net shares with other families
+    # layers that ParC-Net shares with other families
     "backbones.parcnet.CircularConv": "layers.circular.CircularConv",
     "backbones.parcnet.FoldedParCBranch": "layers.parc.FoldedParCBranch",
     "backbones.parcnet.InvertedResidual": "layers.inverted_residual.InvertedResidual",
     "backbones.parcnet.ParCBranch": "layers.parc.ParCBranch",
     "backbones.parcnet.PooledBatchNorm2d": "layers.norms.BatchNorm2d",
     "backbones.parcnet.PositionEmbedding": "layers.position.PositionEmbedding",
-    # the row of a family's blocks is beside them, and each block is called as in model YAMLs
+    # rows of blocks are in the file of their family, and each block has its name of model YAMLs
     "blocks.RepViTBlocks": "backbones.repvit.RepViTBlocks",
     "blocks.LGLBlocks": "backbones.edgevit.LGLBlocks",
     "blocks.ParCBlocks": "backbones.parcnet.ParCBlocks",
     "blocks.ConvModBlocks": "backbones.conv2former.ConvModBlocks",
     "backbones.conv2former.Conv2FormerBlock": "backbones.conv2former.ConvModBlock",
 }
-"""Earlier path of a class -> its path now, both within the package."""
+"""Earlier path of a class -> its present path, both relative to the package."""
 
 _PLACES = ("input_norm", "tap_norms", "stages", "blocks", "layers", "backbones")
 """Modules and packages whose layers a checkpoint may pickle."""
 
 
 def find(module: str, name: str) -> Any:
-    """The class that was called `name` in `module`, for the `__getattr__` of a module that classes have left.
+    """Find a class by its earlier module and name, for the `__getattr__` of a module that classes were moved out of.
 
     Raises:
-        AttributeError: if there was none.
+        AttributeError: if no class had that name there.
     """
     now = MOVED.get(f"{module.removeprefix(PACKAGE + '.')}.{name}")
     if now is None:
@@ -61,10 +62,10 @@ def find(module: str, name: str) -> Any:
 
 
 def pickled_classes(others: Iterable[type[nn.Module]] = ()) -> dict[str, type[nn.Module]]:
-    """Dotted path -> layer, for every layer of ours that a checkpoint may pickle.
+    """List every layer of ours that a checkpoint may pickle: dotted path -> class.
 
     Args:
-        others: classes of other packages, whose modules may have more layers.
+        others: classes of other packages; all layers in their modules are included.
     """
     modules = [*_modules(), *(sys.modules[cls.__module__] for cls in others)]
     return {
@@ -76,7 +77,7 @@ def pickled_classes(others: Iterable[type[nn.Module]] = ()) -> dict[str, type[nn
 
 
 def safe_globals(others: Iterable[type[nn.Module]] = ()) -> list[Any]:
-    """The same for `torch.serialization.add_safe_globals`: classes, and pairs of a class and an earlier path of it."""
+    """Arguments for `torch.serialization.add_safe_globals`: the classes, and pairs of a class and its earlier path."""
     return [
         *pickled_classes(others).values(),
         *((_load(now), f"{PACKAGE}.{earlier}") for earlier, now in MOVED.items()),

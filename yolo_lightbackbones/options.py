@@ -1,4 +1,4 @@
-"""Options of backbones and of rows of blocks: each is declared and checked here, for model YAMLs and Python alike."""
+"""Options of backbones and of rows of blocks, declared and checked in one place, for model YAMLs and for Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAPS = ("P2", "P3", "P4", "P5")
 """All taps of a four-stage backbone; P<k> has reduction 2^k."""
 
 MOST_CHANNELS = 8192
-"""Most channels of an image or of a row of blocks; more is a mistake and needs more memory than there is."""
+"""Most channels of an image or of a row of blocks; more is a mistake, and would not fit into memory."""
 
 InputNormMode = Literal["auto", "none"]
 InitMode = Literal["published", "scratch"]
@@ -23,12 +23,12 @@ TapNormMode = Literal["none", "batch"]
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its value where none is given, and which others there are.
+    """One option: its default, and the values that it allows.
 
     Args:
-        default: its value where none is given.
-        allowed: what a value must be, as error messages say it.
-        accepts: whether a value is allowed.
+        default: the value if none is given.
+        allowed: description of the allowed values, for error messages.
+        accepts: returns whether a value is allowed.
     """
 
     default: Any
@@ -39,7 +39,7 @@ class Option:
         """Refuse a value that is not allowed.
 
         Raises:
-            ValueError: with the value and what it must be.
+            ValueError: with the value and the allowed values.
         """
         if not self.accepts(value):
             raise ValueError(f"{name} is {quoted(value)}; it must be {self.allowed}.")
@@ -64,7 +64,7 @@ def share(default: float | None) -> Option:
 
 def scale(default: float) -> Option:
     """An option that is a number above 0."""
-    # 1e-6 without a dot is text to YAML, and the most likely mistake here
+    # the most likely mistake: YAML reads 1e-6, without a dot, as text
     allowed = "a number above 0, such as 0.1 or 1.0e-6 (with the dot: YAML reads 1e-6 as text)"
     return Option(default, allowed, lambda value: is_number(value) and 0 < value < math.inf)
 
@@ -75,7 +75,7 @@ def switch(default: bool) -> Option:
 
 
 def choice(*values: str) -> Option:
-    """An option that is one of these texts, by default the first."""
+    """An option that is one of these texts; the first is the default."""
     return Option(values[0], f"one of {', '.join(values)}", lambda value: value in values)
 
 
@@ -85,26 +85,28 @@ ROW_OPTIONS: Mapping[str, Option] = {
     "init": choice("published", "scratch"),
     "tap_norm": choice("none", "batch"),
 }
-"""Options of a backbone row in a model YAML. `Options` has the same names, and `normed_taps` instead of `tap_norm`."""
+"""Options of a backbone row in a model YAML. `Options` has the same names, but `normed_taps` instead of `tap_norm`."""
 
 
 @dataclass(frozen=True, repr=False)
 class Options:
-    """How a backbone is built.
+    """Options of a backbone.
 
     Args:
-        in_channels: channels of the image. For anything but 3 there is no published convention: `"auto"` is `"none"`.
-        taps: which feature maps to return, shallow to deep; nothing behind the last of them is built. None: all that
-            the variant offers.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first; None: the variant's.
+        in_channels: channels of the image. Published input conventions are for 3 channels; with any other number,
+            `input_norm="auto"` is the same as `"none"`.
+        taps: the feature maps to return, shallow to deep; no layers behind the last one are built. None: all that the
+            variant offers.
+        drop_path_rate: stochastic depth rate of the last block, rising linearly from 0 at the first block. None: the
+            variant's.
         input_norm: `"auto"` applies the family's published input convention, `"none"` takes the image as it is.
-        init: what the random weights are: `"published"`, or `"scratch"`, with which detectors learn sooner: PyTorch's
-            own, gates of squeeze-and-excitation that start open, and layer scales of 0.1.
-        normed_taps: which of the taps get a BatchNorm behind them, which no published implementation has: for necks
-            that join a tap with maps of their own, beside which a sum that nothing normalises is many times larger.
+        init: initialisation of the random weights. `"published"` is the authors'. With `"scratch"` detectors learn
+            faster: PyTorch's defaults, open gates of squeeze-and-excitation, and layer scales of 0.1.
+        normed_taps: the taps that get a BatchNorm behind them. Published implementations have none. They are for necks
+            that join a tap with their own feature maps: without a norm, a tap can be many times larger than those.
 
     Raises:
-        ValueError: for a value that is not allowed. Which taps there are is up to the variant, and checked by it.
+        ValueError: for a value that is not allowed. The variant checks the names of the taps.
     """
 
     in_channels: int = 3
@@ -116,7 +118,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if not is_whole(self.in_channels) or not 1 <= self.in_channels <= MOST_CHANNELS:
-            raise ValueError(f"the image has {quoted(self.in_channels)} channels; from 1 to {MOST_CHANNELS} are taken.")
+            raise ValueError(f"the image has {quoted(self.in_channels)} channels; allowed are 1 to {MOST_CHANNELS}.")
         for name in ("taps", "normed_taps"):
             given = getattr(self, name)
             if isinstance(given, str):
@@ -128,15 +130,20 @@ class Options:
                 ROW_OPTIONS[name].check(name, value)
 
     def __repr__(self) -> str:
-        """Only what differs from the defaults, since Ultralytics prints it in its table of layers."""
+        """Show only the values that differ from the defaults: Ultralytics prints them in its table of layers."""
         values = ((field, getattr(self, field.name)) for field in fields(self))
         return f"Options({', '.join(f'{field.name}={value!r}' for field, value in values if value != field.default)})"
 
     def choose_taps(self, offered: Iterable[str], name: str) -> tuple[str, ...]:
-        """The taps that are asked for, out of those on offer, shallow to deep; `name` is what errors call the backbone.
+        """Check the requested taps against those on offer, and return them, shallow to deep.
+
+        Args:
+            offered: names of the taps on offer, shallow to deep.
+            name: name of the backbone for error messages.
 
         Raises:
-            ValueError: for taps that are not on offer, or not listed shallow to deep, each once.
+            ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep, and for
+                `normed_taps` that are not among the taps.
         """
         levels = list(offered)
         taps = tuple(levels if self.taps is None else self.taps)
@@ -154,10 +161,10 @@ class Options:
 
     @classmethod
     def of(cls, options: Options | None, named: Mapping[str, Any]) -> Options:
-        """The options of a constructor that takes them as a value or by name.
+        """Return the options of a constructor that takes them as one value or by name.
 
         Raises:
-            TypeError: for both at once, for an unknown name, and for a value that is not `Options`.
+            TypeError: if both are given, for an unknown name, and for a value that is not `Options`.
             ValueError: for a value that is not allowed.
         """
         if options is None:

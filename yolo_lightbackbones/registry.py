@@ -63,7 +63,7 @@ def families() -> dict[str, type[Backbone]]:
 
 
 def block_rows() -> dict[str, type[BlockRow]]:
-    """Name of a block, as written in model YAMLs -> what a row of such blocks builds, of all families."""
+    """Rows of blocks of all families: name, as written in model YAMLs -> class."""
     return {name: row for cls in families().values() for name, row in cls.block_rows.items()}
 
 

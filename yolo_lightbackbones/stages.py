@@ -2,8 +2,9 @@
 
     image (B, C, H, W) in 0..1 RGB -> input norm -> stem -> stages -> [P2, P3, P4, P5] -> tap norms
 
-A family derives from `StagedBackbone`, lists its variants, and builds a stem and stages; each `Stage` says what comes
-out of it, so that taps, channels and reductions are derived and never a second table.
+A family derives from `StagedBackbone`, lists its variants, and builds a stem and stages. Each `Stage` knows the
+channels and the reduction of its output. Taps, channels and reductions are derived from the stages; there is no second
+table.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from yolo_lightbackbones.options import ROW_OPTIONS, Options
 from yolo_lightbackbones.tap_norms import TAP_NORMS, TapNorm, TapNorms
 
 BLOCKS_BEHIND_TAP = "blocks_behind_tap"
-"""Name of a stage's tap position in a state dict; the entry is there only if it is not 0."""
+"""Name of the state dict entry with a stage's tap position; the entry exists only if the position is not 0."""
 
 
 class Stage(nn.Module):
-    """Optional downsampling, then blocks; says what comes out of it.
+    """One stage of a backbone: optional downsampling, then blocks.
 
     Args:
-        blocks: modules that keep (B, channels, H, W).
+        blocks: modules that keep the shape (B, channels, H, W).
         channels: channels of the output.
-        reduction: image side over output side, a power of two.
-        downsample: what goes from the previous stage to this one; None where the stem does it.
+        reduction: image side divided by output side, a power of two.
+        downsample: module between the previous stage and the blocks; None if the stem has downsampled already.
     """
 
     def __init__(
@@ -48,16 +49,16 @@ class Stage(nn.Module):
         self.downsample = nn.Identity() if downsample is None else downsample
         self.blocks = nn.Sequential(*blocks)
         self.blocks_behind_tap = 0
-        """How many of the last blocks the tap does not see. Not 0 where an implementation counts a stage's last blocks
-        to the downsampling behind it; see `checkpoints.rules.Layout`. A state dict has it where it is not 0."""
+        """Number of blocks at the end of the stage that come after the tap. It is not 0 for weights of implementations
+        in which these blocks belong to the next downsampling; see `checkpoints.rules.Layout`."""
 
     @property
     def tap(self) -> str:
-        """What its feature map is called: P<k> for a reduction of 2^k."""
+        """Name of the stage's feature map: P<k> for a reduction of 2^k."""
         return f"P{self.reduction.bit_length() - 1}"
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the tap gives, and what the next stage gets."""
+        """Return the feature map of the tap, and the input of the next stage."""
         tapped = x = self.downsample(x)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x)
@@ -71,17 +72,17 @@ class Stage(nn.Module):
             destination[prefix + BLOCKS_BEHIND_TAP] = torch.tensor(self.blocks_behind_tap, device="cpu")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
-        """Take the place of the tap from a state dict that has this stage; there, a missing one means 0."""
+        """Load the tap position from a state dict that has this stage; if the position is missing there, it is 0."""
         given = state_dict.pop(prefix + BLOCKS_BEHIND_TAP, None)
         super()._load_from_state_dict(state_dict, prefix, *others)
         if given is not None or all(prefix + name in state_dict for name, _ in self.named_parameters()):
             self.blocks_behind_tap = 0 if given is None else self.check_blocks_behind_tap(given)
 
     def check_blocks_behind_tap(self, given: Tensor) -> int:
-        """The number in a state dict's `blocks_behind_tap`.
+        """Check the value of `blocks_behind_tap` in a state dict, and return it as a number.
 
         Raises:
-            ValueError: for anything but one whole number from 0 to the number of blocks.
+            ValueError: if it is not one whole number from 0 to the number of blocks.
         """
         integer = given.numel() == 1 and not given.is_floating_point() and not given.is_complex()
         if not integer or not 0 <= int(given) <= len(self.blocks):
@@ -93,15 +94,15 @@ class Stage(nn.Module):
 
 
 class StagedBackbone(Backbone, fusion.Fusible):
-    """A backbone of a stem and stages; a family implements `build_stem` and `build_stages`.
+    """A backbone with a stem and stages; a family implements `build_stem` and `build_stages`.
 
     Args:
         variant: a short or full variant name (`"xxs"`, `"edgevit_xxs"`), or a config of the family.
-        options: how it is built. They can be given by name, too: `EdgeViT("xxs", taps=("P3",))`.
+        options: the options of the backbone. They can also be given by name: `EdgeViT("xxs", taps=("P3",))`.
 
     Raises:
-        TypeError: for an unknown option, and for options given both ways.
-        ValueError: for an unknown variant, a tap that is not on offer, and for a value that `Options` refuses.
+        TypeError: for an unknown option, and for options given both as a value and by name.
+        ValueError: for an unknown variant, for a tap that is not on offer, and for a value that `Options` refuses.
     """
 
     def __init__(self, variant: Any, options: Options | None = None, **named: Any) -> None:
@@ -114,7 +115,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
         prepared = options.input_norm == "auto" and options.in_channels == 3
         convention = self.input_convention if prepared else InputConvention()
         self.input_norm: nn.Module = nn.Identity() if convention == InputConvention() else InputNorm(convention)
-        # Registered before the stages: Ultralytics reads the number of image channels off the first parameter it finds.
+        # The stem comes first: Ultralytics reads the number of image channels from the first parameter that it finds.
         self.stem = self.build_stem(config, options.in_channels)
         self.stages = nn.ModuleList(_needed(self.build_stages(config, rate), options.taps))
         offered = {stage.tap: stage.channels for stage in self._stages()}
@@ -127,15 +128,15 @@ class StagedBackbone(Backbone, fusion.Fusible):
         self.tap_norms = TapNorms({tap: TapNorm(offered[tap]) for tap in self.taps if tap in options.normed_taps})
 
     def build_stem(self, config: Any, in_channels: int) -> nn.Module:
-        """From the normalised image to the input of the first stage; its first parameter is a convolution's weight."""
+        """Build the stem: normalised image -> input of the first stage. Its first parameter must be a conv weight."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build_stem().")
 
     def build_stages(self, config: Any, drop_path_rate: float) -> Iterator[Stage]:
-        """Yield the stages shallow to deep, each built only when asked for."""
+        """Yield the stages, shallow to deep; each is built only when it is requested."""
         raise NotImplementedError(f"{type(self).__name__} does not implement build_stages().")
 
     def init_as_published(self) -> None:
-        """Draw the random weights as the authors do, where the layers' own constructors have not done so."""
+        """Initialise the weights as the authors do, if the constructors of the layers have not done so already."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check_size(x)
@@ -149,7 +150,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if TAP_NORMS not in self._modules:  # pickled before there were any
+        if TAP_NORMS not in self._modules:  # from a pickle that is older than tap norms
             self.tap_norms = TapNorms()
 
     def _stages(self) -> Iterator[Stage]:
@@ -173,7 +174,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
         assert found is not None, "a stem begins with a convolution"
         return found
 
-    # --- what tables, transfers and checkpoints ask -------------------------------------------------------------------
+    # --- for tables, transfers and checkpoints ------------------------------------------------------------------------
 
     def fold_input(self) -> tuple[nn.Module, nn.Conv2d]:
         norm, (_, conv) = self.input_norm, self._first_conv()
@@ -184,7 +185,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
         return replace(self.input_convention, bgr=norm.bgr) if isinstance(norm, InputNorm) else InputConvention()
 
     def parts(self) -> list[Part]:
-        """Stem and stages, shallow to deep, and the norms behind the taps."""
+        """List stem and stages, shallow to deep, and the norms behind the taps."""
         stages = [
             Part(f"stages.{number}", f"stage {number + 1}", len(stage.blocks), stage.channels, stage.reduction)
             for number, stage in enumerate(self._stages())
@@ -225,7 +226,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
 
 
 def _needed(stages: Iterator[Stage], taps: Sequence[str] | None) -> list[Stage]:
-    """Build stages until the last of these taps is there; all of them for None."""
+    """Build stages until all requested taps are there; build all stages if `taps` is None."""
     built: list[Stage] = []
     for stage in stages:
         built.append(stage)

@@ -1,4 +1,4 @@
-"""Norms behind the taps of a backbone, for necks that join a tap with maps of their own."""
+"""Norms behind the taps of a backbone, for necks that join a tap with their own feature maps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from yolo_lightbackbones import fusion
 from yolo_lightbackbones.layers import BatchNorm2d
 
 TAP_NORMS = "tap_norms"
-"""What the names of their parameters begin with; no published file has any."""
+"""First part of the names of their parameters in a state dict; no published file has such names."""
 
 TAP_SHARE = 1 / 16
-"""The factor that a tap is multiplied by in front of its norm.
+"""The factor that a tap is multiplied by before its norm.
 
-The norm's statistics are of that share of the map. Checkpoints have them in half precision, which ends at a variance of
-65504, a standard deviation of 256, and sums that nothing normalises come near that within a few hundred updates.
+The running statistics are those of the scaled map. Checkpoints store them in half precision, whose largest value is
+65504, the variance for a standard deviation of 256. Without the factor, taps that are sums without a norm come near
+this limit within a few hundred updates.
 """
 
 
 class TapNorm(BatchNorm2d):
-    """BatchNorm behind a tap, of the `TAP_SHARE` of it. Together they are the identity until they see a batch."""
+    """BatchNorm behind a tap that is scaled by `TAP_SHARE`; both are the identity until they see a training batch."""
 
     def reset_running_stats(self) -> None:
         super().reset_running_stats()
@@ -30,7 +31,7 @@ class TapNorm(BatchNorm2d):
         self.running_var.fill_(TAP_SHARE**2 - self.eps)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> TapNorm:
-        """Start anew where memory is given to a norm without any: files of published weights do not fill it."""
+        """Initialise the norm when it leaves the meta device, because files of published weights do not contain it."""
         was_meta = self.weight.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if was_meta and not self.weight.is_meta:
@@ -39,13 +40,13 @@ class TapNorm(BatchNorm2d):
 
 
 class TapNorms(nn.ModuleDict):
-    """Tap -> its norm, of any class that a conversion has put there; a convolution after folding.
+    """Tap -> its norm (a TapNorm, the class that a conversion made of it, or a convolution after folding).
 
-    Weights for taps that have no norm here may be loaded, and are left out; norms without weights keep their values.
+    Norms for other taps in a state dict are ignored. A norm that is missing there keeps its values.
     """
 
     def norm(self, tap: str, x: Tensor) -> Tensor:
-        """The feature map of this tap (B, C, H, W), normalised if the tap has a norm."""
+        """Return the feature map of this tap (B, C, H, W), normalised if the tap has a norm."""
         if tap not in self:
             return x
         norm = self[tap]
@@ -53,15 +54,15 @@ class TapNorms(nn.ModuleDict):
         return out
 
     def fold(self) -> None:
-        """Make every norm a depthwise 1x1 convolution, the share included."""
+        """Replace every norm, with `TAP_SHARE`, by a depthwise 1x1 convolution."""
         for tap, norm in self.items():
             conv = fusion.batchnorm_to_conv(norm)
             self[tap] = fusion.scale_inputs(conv, conv.weight.new_full((conv.in_channels,), TAP_SHARE))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *_: Any) -> None:
-        """Fill in the present values of norms of which the weights to be loaded have none, as published ones.
+        """Add the present values of the norms that are missing in `state_dict`, for example in published weights.
 
-        Nothing else: it has no tensors of its own, and calls none unexpected.
+        This module has no tensors of its own to load, and reports no keys as unexpected.
         """
         for tap, norm in self.items():
             if not any(key.startswith(f"{prefix}{tap}.") for key in state_dict):

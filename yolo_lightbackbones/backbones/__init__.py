@@ -1,1 +1,1 @@
-"""The families, one file each. Each needs torch and this package's contract, layers and folding alone."""
+"""The families, one file each. A family needs only torch and the contract, layers and folding of this package."""

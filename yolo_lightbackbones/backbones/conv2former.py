@@ -6,8 +6,8 @@ is our own code.
 
 Deviations, none of which changes an output:
 - LayerNorm over channels is one `layer_norm` on (B, H, W, C) instead of seven elementwise operations on (B, C, H, W);
-- layer scale is multiplied and added in float32 also in a half precision model: at 1e-6, where it starts, float16 has
-  four bits left.
+- layer scale is multiplied and added in float32, also in a half precision model: at its initial value of 1e-6, float16
+  has only four bits left.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from yolo_lightbackbones.options import Option, odd, scale, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 LAYER_SCALE_FOR_SCRATCH = 0.1
-"""From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks add next to nothing."""
+"""From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks do almost nothing."""
 
 
 @dataclass(frozen=True)
 class Conv2FormerConfig:
-    """One Conv2Former (paper, table 1); `kernel_size` is that of the convolutional modulation."""
+    """Config of a Conv2Former (paper, table 1); `kernel_size` is that of the convolutional modulation."""
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -60,9 +60,9 @@ VARIANTS = {
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution with "same" padding for odd kernels, drawn from N(0, 0.02) as published, its bias starting at 0.
+    """Convolution with "same" padding for odd kernels; weights from N(0, 0.02), as published, and a bias of 0.
 
-    Drawn once, in the place of PyTorch's own initialisation: drawing 200 M parameters twice takes seconds.
+    This replaces PyTorch's own initialisation, because drawing 200 M parameters twice takes seconds.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Stem(fusion.Fusible):
         return out
 
     def fold(self) -> Stem:
-        # the shift of the first norm does not go through the zeros that conv2 pads with, which come behind it
+        # the shift of the first norm cannot fold into conv2, which pads the output of the norm with zeros
         if not isinstance(self.norm1, nn.Identity):
             self.norm1 = fusion.batchnorm_to_conv(self.norm1)
         self.conv3 = fusion.fold_norm_before(self.conv3, self.norm2)
@@ -135,8 +135,8 @@ class Downsample(fusion.Fusible):
 class ConvModulation(fusion.Fusible):
     """Convolutional modulation (paper, section 3.2): (B, dim, H, W) -> the same.
 
-    Where self-attention weighs values by the similarity of queries and keys, a large depthwise convolution of the
-    features multiplies them here. One norm feeds both.
+    Self-attention weights the values by the similarity of queries and keys. Here the values are multiplied by a large
+    depthwise convolution of the features. One norm feeds both.
     """
 
     def __init__(self, dim: int, kernel_size: int) -> None:
@@ -220,8 +220,8 @@ class ConvModBlock(fusion.Fusible):
 def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """`x + scale * branch` with `scale` (dim,), computed in float32 at least.
 
-    The sum stays there under autocast, whose parameters are float32: rounded to half precision, it would not change at
-    all before a layer scale has grown a thousandfold. A half precision model gets back its own dtype.
+    Under autocast, where parameters are float32, the sum stays in float32: rounded to half precision, it would not
+    differ from `x` until the layer scale has grown a thousandfold. A half precision model gets its own dtype back.
     """
     if scale is None:
         return x + branch
@@ -231,10 +231,10 @@ def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class ConvModBlocks(BlockRow):
-    """Conv2Former's blocks: convolutional modulation and an MLP.
+    """A row of Conv2Former's blocks: convolutional modulation and an MLP.
 
-    `kernel_size` is that of the modulation (7 as in the smallest published variant, 11 in the others), `layer_scale`
-    what each residual branch is multiplied by at the start.
+    `kernel_size` is that of the modulation (7 in the smallest published variant, 11 in the others). `layer_scale` is
+    the initial factor of each residual branch.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
@@ -261,7 +261,7 @@ class Conv2Former(StagedBackbone):
     row_tap_norm = "batch"
 
     def init_for_scratch(self) -> None:
-        # Not in the block: a row of blocks says itself where its layer scales start.
+        # Not a method of the block: a row of blocks has an option for its initial layer scale.
         for module in self.modules():
             if isinstance(module, ConvModBlock):
                 for scale in (module.layer_scale1, module.layer_scale2):
@@ -312,5 +312,5 @@ Conv2Former.card = Card(
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Layers that checkpoints from before 0.1.0 look for here."""
+        """Find layers that checkpoints from before 0.1.0 look up in this module."""
         return moved.find(__name__, name)

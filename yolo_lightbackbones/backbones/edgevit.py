@@ -2,11 +2,11 @@
 
 Paper: Pan et al., "EdgeViTs: Competing Light-weight CNNs on Mobile Devices with Vision Transformers", ECCV 2022,
 arXiv 2205.03436. Checked against the authors' implementation (saic-fi/edgevit, commit df3d070, Apache-2.0); this is our
-own code. No weights were ever released by the authors.
+own code. The authors have not released any weights.
 
 Deviations, none of which changes an output:
 - any height and width that are multiples of 32 (the published code asserts one fixed square size);
-- the sparse tokens are sampled before the LayerNorm instead of after it, since a LayerNorm sees one token at a time;
+- the sparse tokens are sampled before the LayerNorm instead of after it: a LayerNorm acts on each token separately;
 - the token MLP and the output projection are 1x1 convolutions on (B, C, H, W) instead of linear layers on (B, N, C).
 """
 
@@ -31,9 +31,9 @@ from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 @dataclass(frozen=True)
 class EdgeViTConfig:
-    """One EdgeViT (paper, table 1).
+    """Config of an EdgeViT (paper, table 1).
 
-    `sampling_rates` are the sides of the windows of which one token takes part in attention, one per stage.
+    `sampling_rates` has one entry per stage: the side of the windows; one token of each window takes part in attention.
     """
 
     embed_dims: tuple[int, ...]
@@ -58,7 +58,7 @@ VARIANTS = {
 
 
 def _linear_init(*layers: nn.Linear | nn.Conv2d) -> None:
-    """The published initialisation of linear layers, for those that are 1x1 convolutions here as well."""
+    """Apply the published initialisation of linear layers, also to those that are 1x1 convolutions here."""
     for layer in layers:
         nn.init.trunc_normal_(layer.weight, std=0.02)
         if layer.bias is not None:
@@ -66,7 +66,7 @@ def _linear_init(*layers: nn.Linear | nn.Conv2d) -> None:
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to channels, then LayerNorm: (B, C, H, W) -> (B, dim, H / patch, W / patch)."""
+    """Project non-overlapping patches to channels, then LayerNorm: (B, C, H, W) -> (B, dim, H / patch, W / patch)."""
 
     def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class PatchEmbed(nn.Module):
 
 
 class PositionEncoding(fusion.Fusible):
-    """Conditional position encoding, `x + dw3x3(x)`; the identity folds into the centre of the kernels."""
+    """Conditional position encoding, `x + dw3x3(x)`; `x` folds into the centre of the kernels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class PositionEncoding(fusion.Fusible):
 
 
 class Mlp(nn.Module):
-    """1x1, GELU, 1x1 on (B, dim, H, W)."""
+    """MLP of 1x1 convolution, GELU, 1x1 convolution: (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ class LocalAggregation(fusion.Fusible):
 class LocalPropagation(fusion.Fusible):
     """Spreads each sampled token over its window, then LayerNorm: (B, dim, H / r, W / r) -> (B, dim, H, W).
 
-    A depthwise transposed convolution whose kernels do not overlap is a 1x1 convolution to r * r times the channels and
-    a pixel shuffle; not every runtime has grouped transposed convolutions.
+    Not every runtime has grouped transposed convolutions. This one has kernels that do not overlap, so it folds into a
+    1x1 convolution to r * r times the channels and a pixel shuffle.
     """
 
     def __init__(self, dim: int, sampling_rate: int) -> None:
@@ -157,14 +157,14 @@ class LocalPropagation(fusion.Fusible):
 
 
 class SparseAttention(fusion.Fusible, recording.SizeBound):
-    """Norm, multi-head attention among every r-th token in each direction, and back to all of them.
+    """Norm, multi-head attention among every r-th token in each direction, then propagation to all tokens.
 
     (B, dim, H, W) -> the same; with r = 1 it is plain global attention (paper, section 3.2, "global sparse attention").
     """
 
     partial_windows = False
-    """Whether H and W may be other than multiples of r: the last windows are then cut off at the border of the map. The
-    first token of each is inside, so that every position belongs to a token that takes part."""
+    """Whether H and W need not be multiples of r. If so, the last windows are cut off at the border of the map. Their
+    first tokens are still inside, so every position belongs to a token that takes part."""
 
     def __init__(self, dim: int, head_dim: int, sampling_rate: int) -> None:
         super().__init__()
@@ -198,18 +198,18 @@ class SparseAttention(fusion.Fusible, recording.SizeBound):
         return out
 
     def _cut_to(self, whole: Tensor, x: Tensor) -> Tensor:
-        """`x` without what is beyond the right and lower border of `whole`."""
+        """Cut `x` off at the right and lower border of `whole`."""
         height, width = self.shape_of(whole)[2:]
-        recorded_for_any = self.any_size and recording.is_recording()  # nothing is known then but that it may be needed
+        recorded_for_any = self.any_size and recording.is_recording()  # the size is unknown then, so always cut
         if not recorded_for_any and list(self.shape_of(x)[2:]) == [height, width]:
             return x
         return x[:, :, :height, :width]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of (B, heads, N, head_dim) each."""
+        """Compute attention; q, k, v and the result are (B, heads, N, head_dim)."""
         if not recording.is_recording():
             return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        # Written out, since x2paddle takes no scale but the default, and other exporters multiply by it for nothing.
+        # Written out: x2paddle accepts only the default scale, and other exporters multiply by the scale even if 1.
         q = q if self.scale == 1 else q * self.scale
         return torch.matmul(torch.matmul(q, k.transpose(2, 3)).softmax(3), v)
 
@@ -257,7 +257,7 @@ class GlobalAttention(fusion.Fusible):
 class LGLBlock(nn.Module):
     """Local-global-local block (paper, section 3.2): (B, dim, H, W) -> the same.
 
-    With r = 1 every token attends already, and there is nothing to gather before or to spread after.
+    With r = 1 every token takes part in attention, so there is no local aggregation and no local propagation.
     """
 
     def __init__(self, dim: int, head_dim: int, sampling_rate: int, mlp_ratio: int = 4, drop_path: float = 0.0) -> None:
@@ -271,11 +271,11 @@ class LGLBlock(nn.Module):
 
 
 class LGLBlocks(BlockRow):
-    """EdgeViT's local-global-local blocks.
+    """A row of EdgeViT's local-global-local blocks.
 
-    Of each window of `sr_ratio` x `sr_ratio` tokens one takes part in attention, 1 for all of them (the published
-    variants have 4, 2, 2 and 1 from P2 to P5). There are as many heads as divide the channels and have at least
-    `head_dim` channels each, so that any width will do.
+    One token of each window of `sr_ratio` x `sr_ratio` tokens takes part in attention; with 1, all tokens do (the
+    published variants have 4, 2, 2 and 1 from P2 to P5). The number of heads is the largest that divides the channels
+    and leaves at least `head_dim` channels per head, so that any number of channels works.
     """
 
     options: ClassVar[Mapping[str, Option]] = {

@@ -2,15 +2,15 @@
 
 Paper: Zhang et al., "ParC-Net: Position Aware Circular Convolution with Merits from ConvNets and Transformer",
 ECCV 2022, arXiv 2203.03952. Checked against outputs of the authors' implementation (hkzhang91/ParC-Net, commit
-f6780d0); its code has no licence, and this is written from the paper. Images are BGR in 0..1, without mean and std.
+f6780d0). That code has no licence; this code is written from the paper. Images are BGR in 0..1, without mean and std.
 
 Deviations, none of which changes an output at the square sizes that the published code takes:
-- any height and width that are multiples of 32: kernels and position embeddings are resized to the map's real height
-  and width, each on its own;
+- any height and width that are multiples of 32: kernels and position embeddings are resized separately to the height
+  and the width of the map;
 - a circular convolution is a matrix product with the kernel's circulant matrix instead of a depthwise convolution of
-  the repeated map: forward and backward take 1.1 to 8 times less (2 CPU cores, maps of 20x20 to 80x80);
-- the two norms of channel attention use their running statistics where a single image is trained on: each channel is
-  one number there, and has no variance.
+  the repeated map: forward and backward are 1.1 to 8 times faster (2 CPU cores, maps of 20x20 to 80x80);
+- the two norms of channel attention use their running statistics in training with a single image, because each channel
+  is then a single number, without a variance.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 @dataclass(frozen=True)
 class ParCNetConfig:
-    """One ParC-Net (paper, section 3.3).
+    """Config of a ParC-Net (paper, section 3.3).
 
-    The convolutional stages have one entry each in `conv_dims` and `conv_depths`, the first of them at half the
-    image's size and part of the stem. The global stages have one entry each in `dims` (of the stage), `parc_dims` and
-    `mlp_dims` (inside of its global blocks), `depths` and `lengths` (of the learned kernels and position embeddings,
-    before they are resized to the map).
+    `conv_dims` and `conv_depths` have one entry per convolutional stage. The first of these stages works at half the
+    image size and is part of the stem. The other tuples have one entry per global stage: `dims` (channels of the
+    stage), `parc_dims` and `mlp_dims` (channels inside its global blocks), `depths`, and `lengths` (of the learned
+    kernels and position embeddings, before they are resized to the map).
     """
 
     stem_dim: int
@@ -74,7 +74,9 @@ class ParCNetConfig:
                 f"dims, parc_dims, mlp_dims, depths and lengths need one entry per global stage each: {self}."
             )
         if any(dim % 2 for dim in self.parc_dims):
-            raise ValueError(f"parc_dims {self.parc_dims} must be even: half the channels go along each axis first.")
+            raise ValueError(
+                f"parc_dims {self.parc_dims} must be even: each half of the channels has its own order of axes."
+            )
 
 
 VARIANTS = {
@@ -109,7 +111,7 @@ VARIANTS = {
 
 
 class Stem(nn.Module):
-    """Convolution of stride 2 and the first, full-rate blocks: (B, C, H, W) -> (B, dim, H / 2, W / 2)."""
+    """Convolution of stride 2, then blocks of stride 1: (B, C, H, W) -> (B, dim, H / 2, W / 2)."""
 
     def __init__(self, in_channels: int, stem_dim: int, kernel_size: int, blocks: list[nn.Module]) -> None:
         super().__init__()
@@ -123,7 +125,7 @@ class Stem(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Weighs the channels by what the whole map holds (paper, section 3.2): (B, dim, H, W) -> the same."""
+    """Multiplies channels by gates computed from their means (paper, section 3.2): (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, reduction: int = 16) -> None:
         super().__init__()
@@ -140,9 +142,9 @@ class ChannelAttention(nn.Module):
 
 
 def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer on pooled maps (B, C, 1, 1); in training on one image, its norm uses its running statistics.
+    """Apply a layer to pooled maps (B, C, 1, 1); in training with one image, its norm uses its running statistics.
 
-    A SyncBatchNorm that has other processes to ask sees more than one image.
+    A SyncBatchNorm in a process group does not need this, because it sees the images of all processes.
     """
     norm: nn.Module | None = getattr(layer, "norm", None)
     asks_others = isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
@@ -151,7 +153,7 @@ def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
         and isinstance(norm, nn.modules.batchnorm._BatchNorm)
         and norm.training
         and not asks_others
-        and x.shape[0] == 1  # last: in a recording it would become a constant
+        and x.shape[0] == 1  # checked last: in a recording the result becomes a constant
     ):
         x = layer.conv(x)
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
@@ -160,7 +162,7 @@ def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class Mlp(fusion.Fusible):
-    """Norm, 1x1, Hardswish, 1x1, dropout: (B, dim, H, W) -> the same."""
+    """MLP of norm, 1x1 convolution, Hardswish, 1x1 convolution, dropout: (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -181,9 +183,9 @@ class Mlp(fusion.Fusible):
 
 
 class ParCBlock(nn.Module):
-    """Position aware circular convolutions on halves of the channels, then an MLP with channel attention.
+    """Two position aware circular convolutions on one half of the channels each, then an MLP with channel attention.
 
-    MetaFormer-like (paper, section 3.2): (B, dim, H, W) -> the same.
+    It has the structure of a MetaFormer block (paper, section 3.2). (B, dim, H, W) -> the same.
     """
 
     def __init__(
@@ -204,7 +206,7 @@ class ParCBlock(nn.Module):
 
 
 class LocalGlobal(fusion.Fusible):
-    """Local features, global blocks on top of them, both merged (paper, figure 2): (B, dim, H, W) -> the same."""
+    """Local features, then global blocks, merged with the input (paper, figure 2): (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, parc_dim: int, blocks: list[nn.Module]) -> None:
         super().__init__()
@@ -231,10 +233,10 @@ class LocalGlobal(fusion.Fusible):
 
 
 class ParCBlocks(BlockRow):
-    """ParC-Net's blocks: circular convolutions along whole rows and columns, resized to the map at hand.
+    """A row of ParC-Net's blocks: circular convolutions along whole rows and columns, with kernels resized to the map.
 
-    The first block of a row adds the position embeddings, as the first of a stage does in ParC-Net. `length` is that of
-    the learned kernels and embeddings (the published variants have 32, 16 and 8 from P3 to P5).
+    The first block of a row adds the position embeddings, like the first block of a stage in ParC-Net. `length` is that
+    of the learned kernels and embeddings (the published variants have 32, 16 and 8 from P3 to P5).
     """
 
     options: ClassVar[Mapping[str, Option]] = {
@@ -246,7 +248,7 @@ class ParCBlocks(BlockRow):
 
     def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> ParCBlock:
         if dim % 2:
-            raise ValueError(f"{dim} output channels; they must be even: half of them go along each axis first.")
+            raise ValueError(f"{dim} output channels; they must be even: each half has its own order of axes.")
         return ParCBlock(
             dim,
             dim * options["mlp_ratio"],
@@ -326,5 +328,5 @@ ParCNet.card = Card(
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Layers that checkpoints from before 0.1.0 look for here."""
+        """Find layers that checkpoints from before 0.1.0 look up in this module."""
         return moved.find(__name__, name)

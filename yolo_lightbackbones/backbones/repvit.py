@@ -1,15 +1,15 @@
-"""RepViT: a MobileNetV3-like CNN arranged as light vision transformers are, token mixer first, channel mixer second.
+"""RepViT: a MobileNetV3-like CNN with the block design of light vision transformers: token mixer, then channel mixer.
 
 Paper: Wang et al., "RepViT: Revisiting Mobile CNN From ViT Perspective", CVPR 2024, arXiv 2307.09283. Checked against
 outputs of the authors' implementation (THU-MIG/RepViT, commit 298f420, Apache-2.0) and of timm 1.0.31 (Apache-2.0);
 this is our own code.
 
 Deviations, none of which changes an output:
-- stages are explicit, where the authors keep one flat list of blocks: a block of theirs that changes the size is the
-  `downsample` of the stage it leads to. timm ends a stage one block earlier, so that its features P2 to P4 are other
-  ones than the authors' with the same weights. Ours are the authors', and timm's after loading a file in its layout;
-- squeeze-and-excitation is a module of our own instead of timm's;
-- stochastic depth, which the authors do not use, can be asked for on the channel mixers.
+- stages are explicit; the authors have one flat list of blocks. A block of theirs that changes the size is the
+  `downsample` of the stage behind it. timm ends a stage one block earlier, so its features P2 to P4 differ from the
+  authors' with the same weights. Ours are the authors', or timm's after loading a file in timm's layout;
+- squeeze-and-excitation is our own module instead of timm's;
+- the channel mixers can have stochastic depth, which the authors do not use.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 @dataclass(frozen=True)
 class RepViTConfig:
-    """One RepViT (paper, section 4.1 and the appendix).
+    """Config of a RepViT (paper, section 4.1 and the appendix).
 
-    `squeezes` has one string per stage and one digit per block of it, "1" for a block with squeeze-and-excitation.
+    `squeezes` has one string per stage, with one digit per block: "1" for a block with squeeze-and-excitation.
     """
 
     dims: tuple[int, ...]
@@ -80,7 +80,7 @@ class Stem(nn.Module):
 class RepDepthwise(fusion.Fusible):
     """Depthwise 3x3, depthwise 1x1 and identity, summed and normalised: (B, dim, H, W) -> the same.
 
-    The token mixer (paper, section 3.2, "structural re-parameterization"); all of it folds into one depthwise 3x3.
+    This is the token mixer (paper, section 3.2, "structural re-parameterization"). It folds into one depthwise 3x3.
     """
 
     def __init__(self, dim: int) -> None:
@@ -100,7 +100,7 @@ class RepDepthwise(fusion.Fusible):
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs the channels by what the whole map holds (arXiv 1709.01507): (B, dim, H, W) -> the same."""
+    """Multiplies channels by gates computed from their means (arXiv 1709.01507): (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, divisor: int = 8) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Sigmoid()
 
     def init_for_scratch(self) -> None:
-        # At 0.95 instead of 0.5: every other block would halve what reaches it past its residual branch.
+        # The gate starts at 0.95 instead of 0.5, with which every other block would halve its features.
         nn.init.constant_(self.fc2.get_parameter("bias"), 3.0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class ChannelMixer(nn.Module):
         self.act = nn.GELU()
         self.conv2 = ConvNorm(dim * mlp_ratio, dim)
         self.drop_path = DropPath(drop_path)
-        nn.init.zeros_(self.conv2.norm.weight)  # published to start as the identity
+        nn.init.zeros_(self.conv2.norm.weight)  # as published: the mixer starts as the identity
 
     def init_for_scratch(self) -> None:
         nn.init.ones_(self.conv2.norm.weight)
@@ -171,9 +171,10 @@ class Downsample(nn.Module):
 
 
 class RepViTBlocks(BlockRow):
-    """RepViT's blocks.
+    """A row of RepViT's blocks.
 
-    `squeeze` gives every other block, from the first on, squeeze-and-excitation, as in all published variants.
+    With `squeeze`, every other block, starting with the first, has squeeze-and-excitation, as in all published
+    variants.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
@@ -220,14 +221,14 @@ _DISTILLED = "450 epochs, distilled"
 
 
 def _official(variant: str, epochs: int, sha256: str | None = None) -> Release:
-    """A link of the authors' README at commit 298f420."""
+    """A file that the authors' README links to, at commit 298f420."""
     name = f"repvit_{variant}_distill_{epochs}e"
     url = f"https://{_SOURCE}/releases/download/v1.0/{name}.pth"
     return Release(name, url, variant=variant, sha256=sha256)
 
 
 def _timm(variant: str, epochs: int) -> Release:
-    """One of timm 1.0.31's; its m1, m2 and m3 are the paper's first version, another architecture."""
+    """A file of timm 1.0.31; timm's m1, m2 and m3 are the paper's first version, another architecture."""
     name = f"repvit_{variant}.dist_{epochs}e_in1k"
     url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
     return Release(name, url, variant=variant, repo_id=f"timm/{name}")
@@ -235,7 +236,7 @@ def _timm(variant: str, epochs: int) -> Release:
 
 _TRAINED_TWICE = ("m0_9", "m1_0", "m1_1", "m1_5", "m2_3")
 _HOLOCRON = "b76537a20b8c47ef40c1b884bd88f4f3cae498b90f35c61d32da44c16c221443"
-"""SHA-256 of M0.9's file, by frgfm/holocron, which compared the file's outputs with the authors' code."""
+"""SHA-256 of M0.9's file, from frgfm/holocron, which compared the outputs of the file with the authors' code."""
 
 RepViT.card = Card(
     title="RepViT",
@@ -251,7 +252,7 @@ RepViT.card = Card(
         "m1_5": Figures(82.5, _SOURCE, 14.0, 2.3, note=_DISTILLED),
         "m2_3": Figures(83.7, _SOURCE, 22.9, 4.5, note=_DISTILLED),
     },
-    releases=(  # of each variant the most accurate first
+    releases=(  # for each variant, the most accurate first
         _official("m0_6", 300),
         *(_official(variant, 450, _HOLOCRON if variant == "m0_9" else None) for variant in _TRAINED_TWICE),
         *(_official(variant, 300) for variant in _TRAINED_TWICE),

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from yolo_lightbackbones.checkpoints.pickles import Interpreter, MalformedError, StorageRef, TensorRef
+from yolo_lightbackbones.checkpoints.inert import MalformedError, StorageRef, TensorRef
+from yolo_lightbackbones.checkpoints.pickles import Interpreter
 from yolo_lightbackbones.messages import printable, quoted
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"

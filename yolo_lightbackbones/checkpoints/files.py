@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolo_lightbackbones.checkpoints import archives
 from yolo_lightbackbones.checkpoints.errors import CheckpointError, UltralyticsCheckpointError
-from yolo_lightbackbones.checkpoints.pickles import TensorRef, kind_of
+from yolo_lightbackbones.checkpoints.inert import TensorRef, kind_of
 from yolo_lightbackbones.messages import flow, listed, printable
 
 SUFFIXES = (".pth", ".pt", ".safetensors")

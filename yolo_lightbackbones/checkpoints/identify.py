@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,14 +77,13 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
         state: tensors by name, as the file has them.
     """
     layouts = {family: _usable_layouts(family) for family in registry.families().values()}
-    built: dict[Variant, Shapes] = {}
     best: Recognised | None = None
     for prefix in _prefixes(state):
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         for family, its_layouts in layouts.items():
             files = [_shapes_of(convert(layout, inside), family) for layout in its_layouts]
             for variant in (Variant(family, name) for name in family.variants):
-                shapes = built[variant] = built.get(variant) or full_shapes(variant)
+                shapes = full_shapes(variant)
                 if not any(shapes.keys() & file.keys() for file in files):
                     break  # the variants of a family share names: if one has none of these, none has
                 similarity = max(_similarity(shapes, file, family) for file in files)
@@ -108,7 +108,7 @@ def _usable_layouts(family: type[Backbone]) -> tuple[Layout, ...]:
 def _similarity(variant: Shapes, file: Shapes, family: type[Backbone]) -> float:
     """Share of names that both have with the same shape, 0..1, over the stages that the file has.
 
-    Counters do not matter, nor the number of image channels.
+    Counters and the number of image channels do not matter.
     """
     stem = next(iter(variant))
     stages = max(map(family.stage_of, file), default=-1)
@@ -137,8 +137,20 @@ def _prefixes(state: Mapping[str, Tensor], depth: int = 3) -> list[str]:
 
 
 def _built(family: type[Backbone], variant: str, options: Options) -> Shapes:
-    with torch.device("meta"):
-        return _shapes(family(variant, options))
+    """Name and shape of everything in the state dict of a variant, built without memory.
+
+    Building takes up to half a second, and one message may need all variants, so the answer is kept for as long as the
+    config of the variant is the same one.
+    """
+    config, key = family.variants[variant], (family, variant, options)
+    known = _known.get(key)
+    if known is None or known[0] is not config:
+        with torch.device("meta"):
+            known = _known[key] = (config, _shapes(family(variant, options)))
+    return known[1]
+
+
+_known: dict[tuple[type[Backbone], str, Options], tuple[Any, Shapes]] = {}
 
 
 def _shapes(backbone: Backbone) -> Shapes:

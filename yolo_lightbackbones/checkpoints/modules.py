@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lightbackbones.checkpoints import archives
-from yolo_lightbackbones.checkpoints.pickles import Global, Instance, MalformedError, TensorRef, walk
+from yolo_lightbackbones.checkpoints.inert import Global, Instance, MalformedError, TensorRef, walk
 from yolo_lightbackbones.messages import listed
 
 RESIZING = "torchvision.transforms.functional.InterpolationMode"

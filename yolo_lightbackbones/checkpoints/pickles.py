@@ -11,87 +11,22 @@ writes.
 
 from __future__ import annotations
 
-import re
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, BinaryIO
+
+from yolo_lightbackbones.checkpoints.inert import Global, Instance, MalformedError, StorageRef, TensorRef, kind_of
+from yolo_lightbackbones.checkpoints.known import (
+    CALLS,
+    MAX_SIDE,
+    NAMES,
+    dictionary_key,
+    is_torch_word,
+    storage_kind,
+)
 
 MAX_INSTRUCTIONS = 2_000_000
 """Most instructions in the pickles of one file; the largest backbone with its optimizer has a twentieth of it."""
-
-MAX_DIMENSIONS = 32
-MAX_SIDE = 1 << 48
-
-STORAGES = {
-    "DoubleStorage": ("float64", 8),
-    "FloatStorage": ("float32", 4),
-    "HalfStorage": ("float16", 2),
-    "BFloat16Storage": ("bfloat16", 2),
-    "LongStorage": ("int64", 8),
-    "IntStorage": ("int32", 4),
-    "ShortStorage": ("int16", 2),
-    "CharStorage": ("int8", 1),
-    "ByteStorage": ("uint8", 1),
-    "BoolStorage": ("bool", 1),
-    "ComplexDoubleStorage": ("complex128", 16),
-    "ComplexFloatStorage": ("complex64", 8),
-    "QInt8Storage": ("qint8", 1),
-    "QUInt8Storage": ("quint8", 1),
-    "QInt32Storage": ("qint32", 4),
-    "QUInt4x2Storage": ("quint4x2", 1),
-    "QUInt2x4Storage": ("quint2x4", 1),
-    "UntypedStorage": ("uint8", 1),
-}
-"""Name of a storage class -> name of its dtype, and bytes of an element."""
-
-
-class MalformedError(Exception):
-    """The bytes are not a pickle, or not one that `torch.save` writes; the message says why."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Global:
-    """A class or a function by its full name."""
-
-    name: str
-
-
-@dataclass(eq=False, slots=True)
-class Instance:
-    """The record of a call that was not made: the function, its arguments, and the states set afterwards.
-
-    `called` is False if the object is created without its constructor, as most are.
-    """
-
-    of: str
-    arguments: Any = None
-    called: bool = True
-    states: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class StorageRef:
-    """The memory of tensors: its name in the file, and the dtype, number and size in bytes of its elements."""
-
-    key: str
-    dtype: str
-    elements: int
-    itemsize: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TensorRef:
-    """A tensor: shape, strides and offset in elements of `dtype`.
-
-    `storage` is None if the values cannot be used directly: the tensor is on the meta device, sparse or quantised.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str = ""
-    storage: StorageRef | None = None
-    strides: tuple[int, ...] = ()
-    offset: int = 0
 
 
 class Interpreter:
@@ -205,7 +140,7 @@ class Interpreter:
         if len(items) % 2:
             raise MalformedError("a key without a value")
         if type(target) is dict:
-            target.update((_key(items[i]), items[i + 1]) for i in range(0, len(items), 2))
+            target.update((dictionary_key(items[i]), items[i + 1]) for i in range(0, len(items), 2))
         elif type(target) is Instance:  # somebody's subclass of a dict
             target.states.append(items)
         else:
@@ -223,14 +158,14 @@ class Interpreter:
             raise MalformedError("a name that is no text")
         module = "builtins" if module == "__builtin__" else module
         full = f"{module}.{name}"
-        if full not in _CALLS and full not in _NAMES and _storage(full) is None and not _is_torch_word(full):
+        if full not in CALLS and full not in NAMES and storage_kind(full) is None and not is_torch_word(full):
             self.foreign[full] = None
         self._push(Global(full))
 
     def _call(self, function: Any, arguments: Any, *, called: bool = True) -> None:
         if type(function) is not Global or type(arguments) is not tuple:
             raise MalformedError(f"a call of a {kind_of(function)}")
-        known = _CALLS.get(function.name)
+        known = CALLS.get(function.name)
         if known is None:
             self.instances.append(Instance(function.name, arguments, called))
         self._push(known(arguments) if known else self.instances[-1])
@@ -250,7 +185,7 @@ class Interpreter:
                 pass
             case _:
                 raise MalformedError("a reference to something else than the memory of a tensor")
-        kind = _storage(name)
+        kind = storage_kind(name)
         if kind is None or not 0 <= size < MAX_SIDE:
             raise MalformedError("a tensor's memory of no known kind or size")
         known = self.storages.setdefault(key, StorageRef(key, kind[0], size, kind[1]))
@@ -258,189 +193,6 @@ class Interpreter:
             raise MalformedError("two memories of one name")
         self._push(known)
 
-
-def kind_of(value: Any) -> str:
-    """The name of the type of a value that was read."""
-    if type(value) is Instance:
-        return value.of
-    if type(value) is Global:
-        return f"reference to {value.name}"
-    return {TensorRef: "Tensor", StorageRef: "storage"}.get(type(value), type(value).__name__)
-
-
-def walk(value: Any) -> Iterator[Any]:
-    """Yield every object inside a value once, without numbers and texts."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if type(value) in _LEAVES or id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield value
-        if type(value) is dict:
-            waiting.extend(value.values())
-        elif type(value) in (list, tuple):
-            waiting.extend(value)
-        elif type(value) is Instance:
-            waiting.append(value.arguments)
-            waiting.extend(value.states)
-
-
-_LEAVES = (str, int, float, bool, bytes, type(None))
-
-
-# --- what is known of torch and Python --------------------------------------------------------------------------------
-
-
-def _key(key: Any) -> Any:
-    """A key of a dictionary; one that could be slow to look up is replaced by the name of its type.
-
-    Keys of weights are texts, those of optimizers small numbers. Nested tuples could take forever to hash, and numbers
-    chosen to have equal hashes could take forever to look up.
-    """
-    if isinstance(key, str | float | bytes | None) or (isinstance(key, int) and key.bit_length() <= 60):
-        return key
-    return f"<{kind_of(key)}>"
-
-
-def _storage(full: str) -> tuple[str, int] | None:
-    module, _, name = full.rpartition(".")
-    return STORAGES.get(name) if module in {"torch", "torch.storage", "torch.cuda"} else None
-
-
-def _is_torch_word(full: str) -> bool:
-    """Whether a name is a data type, a memory layout or the like: `torch.float32`, `torch.strided`; no functions."""
-    return _TORCH_WORD.fullmatch(full) is not None
-
-
-_TORCH_WORD = re.compile(
-    r"torch\.(bool|b?float\d+(_\w+)?|u?int\d+|complex\d+|qu?int\d+(x\d)?|bits\d+(x\d)?|strided|sparse_(coo|[cb]s[rc])"
-    r"|per_(tensor|channel)_\w+)"
-)
-
-
-def _integers(value: Any, limit: int = MAX_SIDE) -> tuple[int, ...]:
-    """Check a shape or strides, and return them as a tuple."""
-    if type(value) not in (tuple, list) or len(value) > MAX_DIMENSIONS:
-        raise MalformedError("a tensor without a proper shape")
-    if not all(type(side) is int and 0 <= side < limit for side in value):
-        raise MalformedError("a tensor of an impossible shape")
-    return tuple(value)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None = None) -> TensorRef:
-    if type(storage) is not StorageRef:
-        raise MalformedError("a tensor without memory")
-    sides = _integers(shape)
-    steps = _integers(strides)
-    (start,) = _integers((offset,))
-    if len(sides) != len(steps):
-        raise MalformedError("a tensor with more sides than strides")
-    return TensorRef(sides, dtype or storage.dtype, storage, steps, start)
-
-
-def _rebuild(arguments: tuple[Any, ...]) -> TensorRef:
-    """Take (storage, offset, shape, strides, requires_grad, hooks, metadata), the last ones optional."""
-    storage, offset, shape, strides, *rest = arguments
-    return _unless_lazy(_tensor(storage, offset, shape, strides), rest[2:])
-
-
-def _rebuild_with_dtype(arguments: tuple[Any, ...]) -> TensorRef:
-    """Take (storage, offset, shape, strides, requires_grad, hooks, dtype, metadata), the last one optional."""
-    storage, offset, shape, strides, _, _, dtype, *metadata = arguments
-    if type(dtype) is not Global or not _is_torch_word(dtype.name):
-        raise MalformedError("a tensor of no data type")
-    return _unless_lazy(_tensor(storage, offset, shape, strides, dtype.name.removeprefix("torch.")), metadata)
-
-
-def _unless_lazy(tensor: TensorRef, metadata: list[Any]) -> TensorRef:
-    """Drop the values of a tensor marked as negated or conjugated: those in the file are not its own."""
-    return TensorRef(tensor.shape) if any(metadata) else tensor
-
-
-def _rebuild_quantised(arguments: tuple[Any, ...]) -> TensorRef:
-    return TensorRef(_integers(arguments[2]))
-
-
-def _rebuild_meta(arguments: tuple[Any, ...]) -> TensorRef:
-    return TensorRef(_integers(arguments[1]))
-
-
-def _rebuild_sparse(arguments: tuple[Any, ...]) -> TensorRef:
-    """Take (layout, (indices..., values, shape, ...))."""
-    shapes = [part for part in arguments[1] if type(part) in (tuple, list)]
-    return TensorRef(_integers(shapes[0]))
-
-
-def _first_tensor(arguments: tuple[Any, ...]) -> TensorRef:
-    """The tensor inside a parameter, or inside a copy from another device."""
-    if type(arguments[0]) is not TensorRef:
-        raise MalformedError("a parameter without a tensor")
-    return arguments[0]
-
-
-def _rebuild_from_type(arguments: tuple[Any, ...]) -> Any:
-    """Take (function, class, arguments, attributes)."""
-    function, _, inner, *_ = arguments
-    known = _TENSORS.get(function.name)
-    if type(inner) is not tuple or known is None:
-        raise MalformedError("a tensor of no known kind")
-    return known(inner)
-
-
-def _mapping(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    match arguments:
-        case ():
-            return {}
-        case (dict() as entries,):
-            return entries  # no copy: a pickle could ask for a million of them
-    raise MalformedError("a dictionary made of something else")
-
-
-def _shape(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    return _integers(arguments[0])
-
-
-def _inert(of: str) -> Callable[[tuple[Any, ...]], Instance]:
-    return lambda arguments: Instance(of)
-
-
-_TENSORS: dict[str, Callable[[tuple[Any, ...]], TensorRef]] = {
-    "torch._utils._rebuild_tensor": _rebuild,
-    "torch._utils._rebuild_tensor_v2": _rebuild,
-    "torch._utils._rebuild_tensor_v3": _rebuild_with_dtype,
-    "torch._utils._rebuild_parameter": _first_tensor,
-    "torch._utils._rebuild_parameter_with_state": _first_tensor,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first_tensor,
-    "torch._utils._rebuild_qtensor": _rebuild_quantised,
-    "torch._utils._rebuild_sparse_tensor": _rebuild_sparse,
-    "torch._utils._rebuild_meta_tensor_no_storage": _rebuild_meta,
-}
-
-_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    **_TENSORS,
-    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch.Size": _shape,
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
-    **{
-        name: _inert(name.rpartition(".")[2])
-        for name in (
-            "argparse.Namespace",  # the command line, in RepViT's official files
-            "builtins.set",
-            "builtins.complex",
-            "builtins.bytearray",
-            "_codecs.encode",  # bytes
-            "torch.device",
-            "torch.serialization._get_layout",
-        )
-    },
-}
-"""Known functions: those that `torch.load(weights_only=True)` always allows, and the class of a command line."""
-
-_NAMES = {"torch.Tensor", "torch.nn.parameter.Parameter"}
-"""Classes that are named beside a tensor and never called."""
 
 _INSTRUCTIONS: dict[bytes, Callable[[Interpreter], Any]] = {
     b"\x80": lambda m: m._read(1),  # PROTO

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
-    """Print the version, or go on to a command, with an output that can print every name."""
+    """Print the version, or go on to a command."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks, as stderr does
         sys.stdout.reconfigure(errors="backslashreplace")
     if version:

@@ -37,7 +37,7 @@ class CategoryMap(str, Enum):
 
 
 class IouKind(str, Enum):
-    """What intersection over union is taken of: boxes or masks."""
+    """What to compare by intersection over union: boxes or masks."""
 
     BBOX = "bbox"
     SEGM = "segm"

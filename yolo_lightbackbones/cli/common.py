@@ -113,10 +113,10 @@ def check_suffix(path: Path, what: str, suffixes: Sequence[str]) -> None:
 
 
 def check_picture(path: Path, what: str, force: bool) -> None:
-    """Refuse before any work a picture that could not be drawn after it.
+    """Refuse, before any work is done, a picture that could not be drawn after it; messages call it `what`.
 
     Raises:
-        UserError: for a suffix, a place or a name that is taken, as above, or without matplotlib.
+        UserError: for what `check_suffix` and `check_new_file` refuse, or if matplotlib is not installed.
     """
     check_suffix(path, what, drawing.FORMATS)
     check_new_file(path, force)

@@ -86,7 +86,7 @@ def _part_names(backbone: Backbone, prefix: str = "") -> list[str]:
 
 
 def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str = "") -> list[dict[str, Any]]:
-    """The parts of a backbone in the order of the image; those of one title are one."""
+    """The parts of a backbone in the order in which an image passes them; those with the same title are added up."""
     taps = dict(zip(backbone.reductions, backbone.taps, strict=True))
     found: dict[str, dict[str, Any]] = {}
     for part in backbone.parts():
@@ -96,7 +96,7 @@ def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str
                 found[part.title][key] += value
             continue
         channels, reduction = part.channels, part.reduction
-        if not found and channels is None:  # what the image becomes first
+        if not found and channels is None:  # the stem does not say its channels; its output does
             _, channels, height, _ = cost.output or (None, None, None, None)
             reduction = None if height is None else size[0] // height
         found[part.title] = {

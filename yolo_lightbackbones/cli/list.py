@@ -102,7 +102,7 @@ def _measured(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[st
 
 
 def _with_all_taps(cls: type[Backbone], short: str) -> Backbone:
-    """A variant without memory, with all the taps that it offers."""
+    """Build a variant with all the taps that it offers, on the meta device."""
     import torch
 
     from yolo_lightbackbones.backbone import Options

@@ -101,7 +101,7 @@ def check_model(config: Mapping[str, Any], name: str) -> None:
 
 
 def check_activation(activation: Any, name: str) -> None:
-    """Refuse an activation other than `nn.SiLU()` or `torch.nn.LeakyReLU(0.1)`, say: Ultralytics runs it as Python.
+    """Refuse an activation that is not a plain call such as `torch.nn.LeakyReLU(0.1)`: Ultralytics runs it as Python.
 
     Raises:
         UserError: if it is not such a call; the message says what may be written.
@@ -143,7 +143,7 @@ def _is_plain(value: ast.expr) -> bool:
 
 
 def _can_be_made(cls: type[Any], call: ast.Call) -> bool:
-    """Whether the layer accepts these values; tried on the meta device, because PReLU's parameters can be many."""
+    """Whether the layer accepts these values; tried on the meta device, since PReLU may be told any size."""
     import torch
 
     try:

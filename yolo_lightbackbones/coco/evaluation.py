@@ -51,7 +51,7 @@ NOT_THERE = -1.0
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Average precision of one category; `NOT_THERE` where it has no objects."""
+    """Average precision of one category; `NOT_THERE` if it has no objects."""
 
     name: str
     objects: int  # without crowd regions, as in every number

@@ -35,7 +35,7 @@ class Split:
 
 
 def annotation_file(root: Path, name: str) -> Path:
-    """Where the annotations of a split are in a COCO folder, there or not."""
+    """The path of a split's annotations in a COCO folder; the file need not exist."""
     return root / "annotations" / f"instances_{name}.json"
 
 

@@ -44,7 +44,7 @@ Progress = Callable[[str, int | None], AbstractContextManager[Callable[[], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How much `prepare` may leave out or overwrite."""
+    """What `prepare` may leave out or overwrite."""
 
     skip_bad: bool = False  # leave images with problems out of the lists
     force: bool = False  # replace labels and lists that differ

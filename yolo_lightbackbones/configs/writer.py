@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -206,5 +208,5 @@ def _line(line: Line) -> str:
 
 
 def _flow(value: Any) -> str:
-    """A value as Ultralytics' own YAMLs write it: quotes around modes only."""
-    return flow(value, 1000).replace("nearest", '"nearest"')
+    """Write a value as Ultralytics' own YAMLs do, with quotes only around modes."""
+    return re.sub(r"(?<=[\[ ])nearest(?=[],])", '"nearest"', flow(value, sys.maxsize))

@@ -348,7 +348,7 @@ def _yolo_row(placed: _Placed) -> str:
 
 
 def _coco(images: dict[str, list[_Placed]]) -> dict[str, Any]:
-    """Annotations in COCO's form, of digits by the name of their image's file.
+    """Convert `images` (file name -> digits) to annotations in COCO's format.
 
     The ids are those that Ultralytics writes into predictions.json: the number in the file name, and class + 1.
     """

@@ -1,6 +1,6 @@
 """Layers that two or more families use. They need torch, folding and recording, and know no family.
 
-A checkpoint names each class by the module that it is defined in: moving one takes an entry in `moved.py`.
+Checkpoints store each class with the module that defines it, so moving a class needs an entry in `moved.py`.
 """
 
 from yolo_lightbackbones.layers.circular import Axis, CircularConv, FixedConv

@@ -9,7 +9,7 @@ from yolo_lightbackbones.layers.norms import BatchNorm2d
 
 
 class ConvNorm(fusion.Fusible):
-    """Convolution without bias, "same" padding for odd kernels, then BatchNorm; folds into one convolution."""
+    """Convolution without bias ("same" padding for odd kernels), then BatchNorm; folds into one convolution."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, groups: int = 1

@@ -1,4 +1,4 @@
-"""Stochastic depth, and how its rate rises from block to block."""
+"""Stochastic depth, and the schedule of its rate over the blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch for a whole sample with `rate`."""
+    """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch per sample, with probability `rate`."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> Iterator[list[float]]:
-    """Per stage, the stochastic depth rate of each block: linear from 0 at the first block to `rate` at the last."""
+    """Yield, per stage, the stochastic depth rates of its blocks: linear from 0 at the first to `rate` at the last."""
     last = max(sum(depths) - 1, 1)
     start = 0
     for depth in depths:

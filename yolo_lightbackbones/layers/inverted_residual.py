@@ -1,4 +1,4 @@
-"""MobileNetV2's block."""
+"""The inverted residual block of MobileNetV2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolo_lightbackbones.layers.drop_path import DropPath
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block (arXiv 1801.04381): (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
+    """Block of MobileNetV2 (arXiv 1801.04381): (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int = 1, expansion: int = 4, drop_path: float = 0.0

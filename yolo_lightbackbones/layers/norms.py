@@ -1,4 +1,4 @@
-"""Norms: BatchNorm with its published eps, and LayerNorm over the channels of a map."""
+"""Norms: BatchNorm that keeps its published eps, and LayerNorm over the channels of a map."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that keeps its published eps (1e-5).
 
     Ultralytics' `initialize_weights` sets eps=1e-3 and momentum=0.03 on every module whose type *is* `nn.BatchNorm2d`.
-    Published backbones were trained with 1e-5, and where a running variance is small that changes their output a lot; a
-    subclass is left alone, and is still a BatchNorm2d for optimisers and for SyncBatchNorm.
+    Published backbones were trained with 1e-5, and another eps changes their output a lot where a running variance is
+    small. A subclass is not changed, and is still a BatchNorm2d for optimisers and for SyncBatchNorm.
 
-    Tools that treat `nn.BatchNorm2d` by its exact class have to meet the subclass as well. NVIDIA ModelOpt spares
-    `nn.BatchNorm2d` and quantises the input of subclasses that inherit its forward, but not of those that define one.
-    torch.fx records `nn.BatchNorm2d` as one operation and traces through a subclass, where the check of the input's
-    dimensions cannot be traced. Plain `nn.BatchNorm2d` would need its eps put back after every `initialize_weights`,
-    and would lose it in silence wherever that was missed.
+    Tools that check for the exact class `nn.BatchNorm2d` treat a subclass differently. NVIDIA ModelOpt quantises the
+    input of subclasses that inherit the forward, but not of subclasses that define one, nor of `nn.BatchNorm2d` itself.
+    torch.fx records `nn.BatchNorm2d` as one operation, but traces through a subclass, in which the check of the input's
+    dimensions cannot be traced. With a plain `nn.BatchNorm2d`, eps would have to be restored after every
+    `initialize_weights`, and would silently be wrong wherever this was forgotten.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of (B, C, H, W), one position at a time.
+    """LayerNorm over the channels of (B, C, H, W), at each position separately.
 
-    `F.layer_norm` computes its statistics in float32 whatever the input's dtype, and permute + layer_norm + permute
-    converts to every export format.
+    `F.layer_norm` computes its statistics in float32 for every input dtype. The sequence permute, layer_norm, permute
+    works in every export format.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:

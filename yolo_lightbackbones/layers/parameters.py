@@ -1,4 +1,4 @@
-"""Collects what the layers of a module declare about their parameters: no weight decay, another start from scratch."""
+"""Applies what layers declare about their parameters: no weight decay, other initial values from scratch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 def no_weight_decay(module: nn.Module) -> set[str]:
-    """Names of parameters in `module` that weight decay should spare besides norms and biases, as in timm.
+    """Names of parameters in `module` without weight decay, besides those of norms and biases; as in timm.
 
-    Every module lists its own in the class attribute `no_weight_decay_names`, `module` itself too.
+    Every module, also `module` itself, lists its own parameters in the class attribute `no_weight_decay_names`.
     """
     return {
         f"{prefix}.{name}" if prefix else name
@@ -18,9 +18,10 @@ def no_weight_decay(module: nn.Module) -> set[str]:
 
 
 def init_for_scratch(module: nn.Module) -> None:
-    """Start everything in `module` otherwise that would learn late as published, mostly as PyTorch's layers start.
+    """Initialise again all layers in `module` that learn late with the published initialisation.
 
-    Such a module has a method `init_for_scratch`, which sets its own weights, not those of children that have one.
+    Such a layer has a method `init_for_scratch`, mostly with PyTorch's default initialisation. The method does not
+    touch children that have their own.
     """
     for child in module.modules():
         if (method := getattr(child, "init_for_scratch", None)) is not None:

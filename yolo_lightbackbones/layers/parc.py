@@ -1,4 +1,4 @@
-"""ParC, position aware circular convolution along both axes of a map, as it is trained and as it is folded.
+"""ParC: position aware circular convolution along both axes of a map, for training and folded for inference.
 
 Paper: Zhang et al., "ParC-Net: Position Aware Circular Convolution with Merits from ConvNets and Transformer",
 ECCV 2022, arXiv 2203.03952.
@@ -35,10 +35,10 @@ class ParCBranch(fusion.Fusible):
 
     Args:
         dim: channels.
-        length: of the learned kernels and position embeddings, before they are resized to the map.
+        length: length of the learned kernels and position embeddings, before they are resized to the map.
         first: axis of the first convolution.
-        position: whether position embeddings are added; a stage's first block does it for those behind it.
-        drop_path: stochastic depth.
+        position: whether position embeddings are added; only the first block of a stage does so.
+        drop_path: rate of stochastic depth.
     """
 
     def __init__(self, dim: int, length: int, first: Axis, position: bool, drop_path: float = 0.0) -> None:
@@ -62,13 +62,13 @@ class ParCBranch(fusion.Fusible):
 
 
 class FoldedParCBranch(recording.SizeBound):
-    """A `ParCBranch` for inference, two circular convolutions and what is added: (B, dim, H, W) -> the same.
+    """A `ParCBranch` for inference: two circular convolutions, each with an offset. (B, dim, H, W) -> the same.
 
-    The norm's scale is folded into the first kernel; its shift and the position embeddings are carried through the
-    convolutions to what is added behind them, which is exact where there are no zero borders. All of that depends on
-    the size of the map: it is computed when the first map of a size comes in and is constant from then on, until the
-    parameters change. An exporter meets constants as well, whether or not the module has run before; a compiler meets
-    the parameters, since what it compiles has to follow them.
+    The scale of the norm is folded into the first kernel. Its shift and the position embeddings are carried through the
+    convolutions into the offsets, which is exact because there is no zero padding. Kernels and offsets depend on the
+    size of the map: they are computed at the first map of a size, and kept until the size or the parameters change. An
+    exporter also sees constants, whether or not the module has run before. A compiler sees the parameters, because
+    compiled code must follow their changes.
     """
 
     shift2: nn.Parameter | None
@@ -92,7 +92,7 @@ class FoldedParCBranch(recording.SizeBound):
         if not isinstance(branch.pos1, nn.Identity):
             fusion.expect(branch.pos1, PositionEmbedding)
             shift = scale * fusion.exact(branch.pos1.get_parameter("weight")) + shift
-        # of the first convolution's input: as long as the kernels along its axis, or constant
+        # shift of the first convolution's input: of the kernels' length along its axis, or constant
         self.shift1 = nn.Parameter(shift.to(self.kernel1))
         self.shift2 = None
         if not isinstance(branch.pos2, nn.Identity):
@@ -109,7 +109,7 @@ class FoldedParCBranch(recording.SizeBound):
         return x + out
 
     def _symbolic_branch(self, x: Tensor) -> Tensor:
-        """What is added to `x`, written in operations that hold for any size of the map when they are recorded."""
+        """Compute the residual branch in operations whose recording holds for any size of the map."""
         x = x * self.scale1 + symbolic_resize(self.shift1, self.axes[0], x)
         x = symbolic_circular_conv(x, self.kernel1, self.axes[0])
         if self.shift2 is not None:
@@ -117,34 +117,34 @@ class FoldedParCBranch(recording.SizeBound):
         return symbolic_circular_conv(x, self.kernel2, self.axes[1])
 
     def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        """The convolutions for maps of this size."""
-        if recording.is_recording():  # it follows one thread: what another one computes is a constant to it
+        """Return the two convolutions for maps of this size."""
+        if recording.is_recording():  # only this thread is recorded: results of another thread become constants
             with ThreadPoolExecutor(max_workers=1) as aside:
                 return aside.submit(self._known_convs, height, width).result()
         present = self._folded_parameters()
         if any(one is not other for one, other in zip(present, self._sources, strict=True)):
-            return _fixed_convs(self.axes, present, height, width)  # lent for one call, as by torch.func
+            return _fixed_convs(self.axes, present, height, width)  # replaced for one call, as by torch.func
         return self._known_convs(height, width)
 
     def _known_convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        """The convolutions for maps of this size, computed once for each new size and each change of the parameters."""
-        known = self._known  # once: another thread may be at work on another size
+        """Return the convolutions for maps of this size; compute them only if the size or the parameters changed."""
+        known = self._known  # read once: another thread may replace it for another size
         if known is None or known.size != (height, width) or not known.is_of(self._sources):
             with torch.inference_mode(False), torch.no_grad():
                 convs = _fixed_convs(self.axes, self._sources, height, width)
                 self._known = known = _Known((height, width), _state(self._sources), _values(self._sources), convs)
         return known.convs
 
-    # --- which parameters the convolutions are of -----------------------------------------------------------------
+    # --- the parameters that the convolutions were computed from ---------------------------------------------------
 
     def _folded_parameters(self) -> tuple[Tensor | None, ...]:
         return tuple(self._parameters.get(name) for name in ("kernel1", "scale1", "shift1", "kernel2", "shift2"))
 
     def _settle(self) -> None:
-        """Remember the parameters, and forget what was computed from earlier ones.
+        """Remember the parameters, and discard the convolutions that were computed from earlier ones.
 
-        torch.export puts tensors without values in their place while it runs `forward`, so that these have to be known
-        from elsewhere. PyTorch counts the changes of ordinary tensors only: those made in inference mode are copied.
+        torch.export replaces the parameters by tensors without values while it runs `forward`, so the original ones
+        must be remembered. PyTorch counts changes only for ordinary tensors; tensors made in inference mode are copied.
         """
         with torch.inference_mode(False), torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -164,7 +164,7 @@ class FoldedParCBranch(recording.SizeBound):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "_sources": ()}  # no part of a checkpoint or of a copy
+        return {**self.__dict__, "_known": None, "_sources": ()}  # neither saved nor copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -181,7 +181,7 @@ class _Known:
     convs: tuple[FixedConv, FixedConv]
 
     def is_of(self, sources: Sequence[Tensor | None]) -> bool:
-        """Whether the parameters are as they were; on an accelerator, changes through `.data` go unseen."""
+        """Whether the parameters are unchanged; on an accelerator, changes through `.data` are not detected."""
         if self.state != _state(sources):
             return False
         present = (tensor for tensor in sources if tensor is not None)
@@ -189,19 +189,19 @@ class _Known:
 
 
 def _state(sources: Sequence[Tensor | None]) -> tuple[object, ...]:
-    """A key that differs after every change of the parameters that PyTorch counts."""
+    """A key that differs after every change of the parameters that PyTorch counts in their version."""
     return tuple(None if tensor is None else (tensor._version, tensor.dtype, tensor.device) for tensor in sources)
 
 
 def _values(sources: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Copies where comparing with them takes microseconds; an accelerator would have to be waited for."""
+    """Copies of the parameters on the CPU, where comparing is fast; on an accelerator it would wait for the device."""
     return tuple(tensor.detach().clone() for tensor in sources if tensor is not None and tensor.device.type == "cpu")
 
 
 def _fixed_convs(
     axes: tuple[Axis, Axis], sources: Sequence[Tensor | None], height: int, width: int
 ) -> tuple[FixedConv, FixedConv]:
-    """The two convolutions of a `FoldedParCBranch` with these parameters for maps of this size."""
+    """Compute the two convolutions of a `FoldedParCBranch` from its parameters, for maps of this size."""
     kernel1, scale1, shift1, kernel2, shift2 = sources
     assert kernel1 is not None
     assert scale1 is not None
@@ -214,7 +214,7 @@ def _fixed_convs(
     shift1 = fusion.exact(shift1)
     offset1 = None
     if shift2 is None and shift1.numel() == len(kernel1):
-        # a constant is multiplied by the sum of a kernel; it goes through both of them
+        # a convolution multiplies a constant by the sum of its kernel; this constant passes both convolutions
         offset2 = shift1 * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
     else:
         offset1 = circular_conv(resize(shift1, axis1, sizes[axis1]), kernel1, axis1)

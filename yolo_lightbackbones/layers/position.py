@@ -10,7 +10,7 @@ from yolo_lightbackbones.layers.circular import Axis, resize, symbolic_resize
 
 
 class PositionEmbedding(recording.SizeBound):
-    """Adds an embedding of the place along one axis, which a circular convolution cannot see (2203.03952, section 3.1).
+    """Adds an embedding of the position along one axis, which a circular convolution cannot see (2203.03952, 3.1).
 
     (B, dim, H, W) -> the same; the embedding varies along its axis only.
     """

@@ -1,6 +1,6 @@
-"""The wing for Ultralytics: everything that knows its names, rows, optimizer groups, export formats and files.
+"""The plugin for Ultralytics: all code that knows its names, rows, optimizer groups, export formats and files.
 
-Importing it imports neither torch nor Ultralytics: the YAML look-up (`lookup.py`) is wanted before both.
+Importing this package imports neither torch nor Ultralytics, because the YAML look-up (`lookup.py`) is needed earlier.
 """
 
 from importlib import import_module

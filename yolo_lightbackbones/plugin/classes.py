@@ -1,4 +1,4 @@
-"""Makes our classes known: to Ultralytics' parser by name, and to the restricted loading of checkpoints."""
+"""Makes our classes known to Ultralytics' parser (by name) and to torch's restricted loading of checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from yolo_lightbackbones.plugin.patching import Patches
 
 
 def publish(patches: Patches, tasks: ModuleType) -> None:
-    """Put all families where Ultralytics' parser looks up names, and allow a checkpoint to hold them.
+    """Put all families where Ultralytics' parser looks up names, and let torch load them from checkpoints.
 
-    Torch goes on to know the classes as safe to load when the patches come off.
+    Torch still treats the classes as safe to load after the patches are removed.
     """
     new = {name: cls for name, cls in registry.families().items() if not hasattr(tasks, name)}
     for name, cls in new.items():

@@ -1,4 +1,4 @@
-"""The `yolo` command: a mistake in a YAML is one sentence there, not a traceback of Ultralytics."""
+"""The `yolo` command: a mistake in a YAML is shown as one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def runs_here() -> bool:
 
 
 def excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """What takes the place of `sys.excepthook`."""
+    """A replacement for `sys.excepthook` that prints a `ConfigError` as one line, and passes on all other errors."""
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, ConfigError):

@@ -1,7 +1,8 @@
-"""What an export of our modules needs besides Ultralytics' own exporter.
+"""Additions to Ultralytics' exporter for models with our modules.
 
-Our modules learn the format and whether it has to hold for any size, what INT8 would spoil is kept out of it, the files
-of the export take their places once it has succeeded (`staging.py`), and no export installs packages unasked.
+Our modules are told the format and whether the export must accept any image size. Operations that INT8 would spoil stay
+in float. The exported files are moved to their final places only after success (`staging.py`). No export installs
+packages without being asked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from yolo_lightbackbones.plugin.models import has_ours
 from yolo_lightbackbones.plugin.staging import Staging
 
 INT8 = (8, "w8a16", "w8a32")
-"""Ultralytics' values of `quantize=` that make integers of weights, activations or both."""
+"""Values of Ultralytics' `quantize=` that turn weights, activations or both into integers."""
 
 UNPREPARED = "no preparation of our layers for exports"
 UNSEEN_INT8 = "no difference between INT8 and other exports of our layers"
@@ -35,7 +36,7 @@ UNSTAGED = "no protection of older files when an export fails"
 
 
 def on_export_start(exporter: Any) -> None:
-    """Ultralytics' callback: the model is a fused copy, and nothing is written yet.
+    """Prepare an export; Ultralytics' callback. The model is a fused copy, and no file is written yet.
 
     Raises:
         ValueError: if the export would succeed but give a wrong model.
@@ -61,7 +62,7 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
     """Refuse an export that would succeed but give a wrong model.
 
     Raises:
-        ValueError: for `dynamic=True` in a format in which our modules have not been seen to follow the size.
+        ValueError: for `dynamic=True` in a format in which our modules were not tested with it.
     """
     if dynamic and not formats.find(format).any_size and recording.is_size_bound(model):
         raise ValueError(
@@ -73,7 +74,7 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
 
 @contextlib.contextmanager
 def no_hidden_installs() -> Iterator[None]:
-    """Inside this block, no converter runs `pip install` or calls home: `Format.silenced` says which ones would."""
+    """Keep converters from running `pip install` or calling home inside this block; `Format.silenced` lists those."""
     before = {name: sys.modules.get(name) for name in formats.silenced_modules()}
     for name, attributes in formats.silenced_modules().items():
         sys.modules[name] = types.ModuleType(name)
@@ -91,14 +92,14 @@ def no_hidden_installs() -> Iterator[None]:
 
 
 def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
-    """Expected bin number per side of a box, as a sum instead of the convolution that detection heads write.
+    """Compute the expected bin number per side of a box as a sum; detection heads use a convolution instead.
 
-    Quantisers give convolutions 8-bit weights, and the bin numbers 0 to 15 are then off by up to 0.06: for EdgeViT
-    on the digits, mAP50-95 fell by 0.038 in ONNX Runtime with the convolution and by 0.003 without.
+    Quantisers give convolutions 8-bit weights, which changes the bin numbers 0 to 15 by up to 0.06: for EdgeViT on the
+    digits, mAP50-95 fell by 0.038 in ONNX Runtime with the convolution and by 0.003 without.
 
     Args:
-        logits: (B, 4 * bins, N), those of one side next to each other.
-        bins: (bins,), their numbers.
+        logits: (B, 4 * bins, N), the bins of one side next to each other.
+        bins: (bins,), the number of each bin.
 
     Returns:
         (B, 4, N)
@@ -109,14 +110,14 @@ def expected_distances(logits: Tensor, bins: Tensor) -> Tensor:
 
 
 def _is_int8(options: Any) -> bool:
-    """Whether an export is to have integers; releases before `quantize` called it `int8`."""
+    """Whether an INT8 export is asked for; older releases have the argument `int8` instead of `quantize`."""
     if hasattr(options, "quantize"):
         return options.quantize in INT8
     return bool(getattr(options, "int8", False))
 
 
 def _expect_in_float(model: nn.Module) -> None:
-    """Keep the expectation over a box's distances out of quantisation, in every head that computes it."""
+    """Keep the expected box distances out of quantisation, in every head that computes them."""
     expectation: Any = getattr(importlib.import_module("ultralytics.nn.modules.block"), "DFL", None)
     if problem := misfit_of_expectation(expectation):
         releases.warn_without(ROUNDED, problem)
@@ -134,7 +135,7 @@ def _expect_in_float(model: nn.Module) -> None:
 
 
 def _stage(exporter: Any) -> None:
-    """Let the export write to a folder of its own, from where its files take their places when it has succeeded."""
+    """Let the export write to a hidden folder; its files move to their final places after it has succeeded."""
     methods = formats.find(exporter.args.format).methods
     if problem := _missing_methods(exporter, methods):
         releases.warn_without(UNSTAGED, problem)
@@ -172,28 +173,28 @@ def _all_or_nothing(
 
 
 def _in_place(result: Any, staging: Staging) -> Any:
-    """The result of a step of the exporter: a path, or a tuple that begins with one."""
+    """Replace the hidden folder in the result of a step of the exporter: a path, or a tuple that begins with one."""
     if isinstance(result, tuple):
         return (_in_place(result[0], staging), *result[1:])
     return type(result)(staging.in_place(str(result))) if isinstance(result, str | Path) else result
 
 
-# --- whether Ultralytics has what this relies on ----------------------------------------------------------------------
+# --- checks of the places in Ultralytics that this module relies on ---------------------------------------------------
 
 
 def misfit_of_arguments(names: Collection[str]) -> str | None:
-    """Which arguments of an export are missing among these names; None if all are there."""
+    """Name the arguments of an export that are missing among `names`; None if all are there."""
     missing = [name for name in ("format", "dynamic") if name not in names]
     return f"exports have no argument {' and no '.join(map(repr, missing))}" if missing else None
 
 
 def misfit_of_precision(names: Collection[str]) -> str | None:
-    """Why INT8 exports cannot be told apart by arguments of these names; None if they can."""
+    """Explain why arguments of these names do not tell whether an export is INT8; None if they do."""
     return None if {"quantize", "int8"} & set(names) else "exports have neither an argument 'quantize' nor 'int8'"
 
 
 def misfit_of_expectation(cls: Any) -> str | None:
-    """Why `expected_distances` cannot stand for this class of Ultralytics, tried on one; None if it can."""
+    """Explain why `expected_distances` cannot replace this class of Ultralytics, after a try; None if it can."""
     name = "ultralytics.nn.modules.block.DFL"
     if cls is None:
         return f"{name} is gone"
@@ -203,18 +204,18 @@ def misfit_of_expectation(cls: Any) -> str | None:
             head = cls(4)
             seen, expected = head(logits), expected_distances(logits, head.conv.weight.flatten())
             fits = bool(torch.allclose(seen, expected, atol=1e-5))
-    except Exception as error:  # whatever it raises, it is no head that we know
-        return f"{name} is built otherwise: {error!r}"
-    return None if fits else f"{name} computes something else than the expected bin numbers"
+    except Exception as error:  # any error means that this is not the head that we know
+        return f"{name} is built differently: {error!r}"
+    return None if fits else f"{name} does not compute the expected bin numbers"
 
 
 def misfit_of_exporter(module: ModuleType) -> str | None:
-    """Which steps of an export are missing in `ultralytics.engine.exporter`; None if all are there."""
+    """Name the steps of an export that are missing in `ultralytics.engine.exporter`; None if all are there."""
     exporter, table = getattr(module, "Exporter", None), getattr(module, "export_formats", None)
     if exporter is None:
         return "ultralytics.engine.exporter.Exporter is gone"
     names = table()["Argument"] if callable(table) else formats.FORMATS
-    offered = [name for name in names if name.isidentifier()]  # PyTorch's own has none
+    offered = [name for name in names if name.isidentifier()]  # PyTorch's own format has no method
     return _missing_methods(exporter, [method for name in offered for method in formats.find(name).methods])
 
 

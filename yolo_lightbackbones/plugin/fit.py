@@ -1,8 +1,8 @@
-"""What the plugin needs of Ultralytics, and whether the installed release has it. Nothing is changed here.
+"""Checks whether the installed Ultralytics has all places that the plugin needs (seams); changes nothing.
 
-Without the essential places the plugin stays away from Ultralytics: they are looked at before anything is installed.
-Other places are needed by one feature only. That feature looks at them when it is used first and is off if they do not
-fit; here they are tried out for `seams`, which may take a moment.
+The essential seams are checked before anything is installed. If one does not fit, the plugin stays away from
+Ultralytics. Each of the other seams is needed by one feature only. The feature checks it at its first use, and is off
+if it does not fit. `seams` checks all of them, which may take a moment.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CALLBACKS = {
     "on_export_start": exporting.on_export_start,
     "on_pretrain_routine_end": training.on_pretrain_routine_end,
 }
-"""Event of Ultralytics -> what runs then."""
+"""Event of Ultralytics -> our callback."""
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A place of Ultralytics that the plugin attaches to, or needs.
+    """A place in Ultralytics that the plugin attaches to, or needs.
 
     Args:
-        name: `ultralytics.nn.tasks.parse_model`, `callback on_export_start`, `module EdgeViT`.
-        problem: what does not fit; None if it fits.
-        installed: whether the plugin is on it in this process; None where it puts nothing.
-        feature: what there is not if it does not fit, as in `"no folding"`; None if the plugin then stays away
-            altogether.
+        name: for example `ultralytics.nn.tasks.parse_model`, `callback on_export_start`, `module EdgeViT`.
+        problem: what does not fit; None if the place fits.
+        installed: whether the plugin is attached to it in this process; None if the plugin attaches nothing there.
+        feature: what is missing if it does not fit, as in `"no folding"`; None for an essential seam, without which
+            the plugin stays away.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Seam:
 
 
 class Ultralytics(NamedTuple):
-    """Its modules that hold essential seams."""
+    """The modules of Ultralytics that hold essential seams."""
 
     tasks: ModuleType
     checks: ModuleType
@@ -54,13 +54,13 @@ class Ultralytics(NamedTuple):
 
 
 class Need(NamedTuple):
-    """A place that one feature needs.
+    """A place in Ultralytics that one feature needs.
 
     Args:
-        name: of the seam.
-        module: of Ultralytics.
-        attribute: its path in the module; empty for the module itself.
-        misfit: says what does not fit in the place.
+        name: name of the seam.
+        module: dotted name of the module of Ultralytics.
+        attribute: path of the place in the module; empty for the module itself.
+        misfit: takes the place, and returns what does not fit, or None.
         feature: as in `Seam`.
     """
 
@@ -107,7 +107,9 @@ OPTIONAL = (
 
 
 def ultralytics() -> Ultralytics:
-    """Its modules that hold essential seams; with the autoload active, importing the first registers the plugin.
+    """Import the modules of Ultralytics that hold essential seams.
+
+    If the autoload is active, importing the first of them registers the plugin.
 
     Raises:
         ImportError: if Ultralytics cannot be imported.
@@ -121,9 +123,9 @@ def ultralytics() -> Ultralytics:
 
 
 def seams() -> list[Seam]:
-    """Every seam: whether it fits the installed Ultralytics, and whether the plugin is on it. Changes nothing.
+    """Check every seam: whether it fits the installed Ultralytics, and whether the plugin is attached. Change nothing.
 
-    Places that one feature needs are among them if all essential places fit; the plugin stays away otherwise.
+    Seams that only one feature needs are included if all essential seams fit; otherwise the plugin stays away.
 
     Raises:
         ImportError: if Ultralytics cannot be imported.
@@ -133,7 +135,7 @@ def seams() -> list[Seam]:
 
 
 def essential(package: Ultralytics) -> list[Seam]:
-    """The seams without which the plugin stays away."""
+    """Check the essential seams, without which the plugin stays away."""
     return [*_functions(package), *_callbacks(package), *_names(package)]
 
 
@@ -174,7 +176,7 @@ def _callbacks(package: Ultralytics) -> list[Seam]:
 
 def _names(package: Ultralytics) -> list[Seam]:
     found = []
-    names = {**registry.families(), **dict.fromkeys((TAP, *registry.block_rows()))}  # of the latter, none is put there
+    names = {**registry.families(), **dict.fromkeys((TAP, *registry.block_rows()))}  # blocks are never put there
     for name, cls in names.items():
         held = getattr(package.tasks, name, None)
         clash = hasattr(package.tasks, name) and held is not cls

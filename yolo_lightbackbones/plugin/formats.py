@@ -1,6 +1,6 @@
-"""What the plugin and `lightbackbones doctor` know about Ultralytics' export formats: one row for each.
+"""The table of Ultralytics' export formats, for the plugin and `lightbackbones doctor`: one row per format.
 
-A format that is not in the table is exported as well: as a row with the defaults.
+A format that is not in the table is exported, too, with the defaults of a row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from yolo_lightbackbones.plugin import readback
 
 UNMEASURED = 64
-"""`Format.matrix_from` of formats that cannot be timed on Linux: such maps won in every runtime but NCNN."""
+"""`Format.matrix_from` of formats that cannot be timed on Linux: here the matrix won in all runtimes except NCNN."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +21,23 @@ class Format:
 
     Args:
         name: Ultralytics' name, as in `yolo export format=NAME`.
-        aliases: other names that Ultralytics' exporter keeps for it while it exports.
-        steps: formats whose `export_NAME` methods the exporter calls, the last of them last; only its own if empty.
+        aliases: other names that Ultralytics' exporter uses for the format while it exports.
+        steps: formats whose `export_NAME` methods the exporter calls, in this order; only its own if empty.
         extra: the extra of this package that installs what the format needs; None if there is none.
-        packages: distributions that write and run it, for `lightbackbones doctor`.
-        instead: distributions that may stand for one of `packages`, by its name.
+        packages: distributions that write and run the format, for `lightbackbones doctor`.
+        instead: name of one of `packages` -> distributions that can replace it.
         any_size: whether `dynamic=True` was tested with our modules.
-        matrix_from: length of a map from which circular convolutions are exported as matrix products. A matrix is as
-            many times larger than the kernel as the map is long, so it has to take less than three quarters of the
-            time (`benchmarks/circular.py`; its table of maps of 20, 40 and 80 is in docs/exports.md).
-        matrix_in_int8: whether INT8 exports of the format may have such products.
-        float_expectation: whether INT8 rounds the bin numbers of `exporting.expected_distances`, unless that is used.
+        matrix_from: map length, along the axis of a circular convolution, from which the convolution is exported as a
+            matrix product. The matrix is larger than the kernel by a factor of this length, so it must take less than
+            three quarters of the time (`benchmarks/circular.py`; its table for 20, 40 and 80 is in docs/exports.md).
+        matrix_in_int8: whether INT8 exports of the format may contain such matrix products.
+        float_expectation: whether INT8 exports must use `exporting.expected_distances`, because the format would
+            round the bin numbers otherwise.
         emptied: ending of the folder that Ultralytics empties before it writes the format; empty if it writes a file,
-            or beside what is in the folder.
-        unreadable: finds written files of a folder that cannot be read back; None for converters that notice a full
+            or keeps the files that are in the folder.
+        unreadable: finds written files in a folder that cannot be read back; None for converters that notice a full
             disk themselves.
-        silenced: modules of the converter that install packages or call home when imported, and the names that the
+        silenced: modules of the converter that install packages or call home when imported -> the names that the
             converter imports from them.
     """
 
@@ -55,12 +56,12 @@ class Format:
     silenced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def matrices_from(self, *, int8: bool) -> int | None:
-        """The length for `recording.record_for`; None if an export must not have such products."""
+        """The `matrix_from` for `recording.record_for`; None if an export must not contain matrix products."""
         return self.matrix_from if self.matrix_in_int8 or not int8 else None
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods of Ultralytics' exporter that write the format, in the order of their calls."""
+        """Names of the methods of Ultralytics' exporter that write the format, in the order of their calls."""
         return tuple(f"export_{step}" for step in self.steps or (self.name,))
 
 
@@ -80,7 +81,7 @@ _ROWS = (
         "ncnn",
         extra="export",
         packages=("ncnn",),
-        matrix_from=128,  # up to 40 long, a convolution is faster there
+        matrix_from=128,  # up to a length of 40, the convolution is faster
         unreadable=readback.unreadable_ncnn,
     ),
     Format(
@@ -89,9 +90,9 @@ _ROWS = (
         packages=("MNN",),
         matrix_from=40,
         unreadable=readback.unreadable_mnn,
-        # It keeps statistics that conversion does not need. Imported without `aliyun-log-python-sdk`, it runs `pip
-        # install` for it, which brings an older protobuf that the installed onnx may not work with; imported with it,
-        # it contacts MNN's makers.
+        # This module collects statistics that conversion does not need. Without `aliyun-log-python-sdk`, its import
+        # runs `pip install` for that package, which brings an older protobuf that the installed onnx may not work with.
+        # With the package, it contacts the makers of MNN.
         silenced={"MNN.tools.utils.log": ("mnn_logger",)},
     ),
     Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40),
@@ -101,14 +102,14 @@ _ROWS = (
         extra="litert",
         packages=("litert-torch", "ai-edge-litert"),
         matrix_from=20,
-        matrix_in_int8=False,  # it multiplies a matrix of integers with floats only from the right
+        matrix_in_int8=False,  # the runtime takes an integer matrix only as the right factor of a product with floats
         float_expectation=True,
     ),
     Format("saved_model", extra="tensorflow", packages=("tensorflow",), emptied="_saved_model"),
     Format("pb", steps=("saved_model", "pb"), extra="tensorflow", packages=("tensorflow",)),
     Format("edgetpu", steps=("saved_model", "edgetpu")),
     Format("paddle", extra="paddle", packages=("paddlepaddle",)),
-    Format("engine", packages=("tensorrt",), any_size=True),  # made from an ONNX file for any size
+    Format("engine", packages=("tensorrt",), any_size=True),  # made from an ONNX file that accepts any size
     Format("axelera", emptied="_axelera_model"),
     Format("hailo", emptied="_hailo_model"),
     Format("xilinx", emptied="_xilinx_model"),
@@ -118,7 +119,7 @@ FORMATS = {row.name: row for row in _ROWS}
 
 
 def find(name: str) -> Format:
-    """The row of a format, by its name or an alias; of one that is not in the table, a row with the defaults."""
+    """Find the row of a format by its name or an alias; a format that is not in the table gets a row of defaults."""
     aliases = {alias: row for row in FORMATS.values() for alias in row.aliases}
     return FORMATS.get(name) or aliases.get(name) or Format(name)
 
@@ -129,15 +130,15 @@ def any_size() -> list[str]:
 
 
 def emptied_folders() -> tuple[str, ...]:
-    """Endings of the folders that Ultralytics empties first; into other folders it writes beside what is there."""
+    """Endings of the folders that Ultralytics empties first; in other folders it keeps the files that are there."""
     return tuple(row.emptied for row in FORMATS.values() if row.emptied)
 
 
 def packages() -> dict[str, tuple[str, ...]]:
-    """Every package of the table, and the distributions that bring it."""
+    """Package of the table -> the distributions that provide it."""
     return {name: (name, *row.instead.get(name, ())) for row in FORMATS.values() for name in row.packages}
 
 
 def silenced_modules() -> dict[str, tuple[str, ...]]:
-    """`Format.silenced` of the whole table."""
+    """All entries of `Format.silenced` in the table: module -> names."""
     return {module: names for row in FORMATS.values() for module, names in row.silenced.items()}

@@ -1,4 +1,4 @@
-"""What a module or a variant that nobody knows was meant to be: the row to write instead."""
+"""Hints for unknown modules and variants in a model YAML: the row that the user probably meant."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from yolo_lightbackbones.messages import flow, quoted
 from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, modules, parse
 
 _OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
-"""Names that people make of a family's -> the block. RepViT is not here: its paper says RepViTBlock."""
+"""Name that users derive from a family's -> its block. RepViT is not here, because its paper says RepViTBlock."""
 
 _ENDINGS = ("", "block", "blocks")
 
 
 def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str]) -> None:
-    """Say what a module that nobody knows was meant to be, if it is nearly one of ours.
+    """Raise an error with a hint if an unknown module has nearly the name of one of ours.
 
     Raises:
-        ConfigError: naming the row and what to write there.
+        UnknownModuleError: with the row, and the row to write instead.
     """
     if module not in modules(config):
         return
@@ -36,7 +36,7 @@ def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str
 
 
 def meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]], ours: Collection[str]) -> str | None:
-    """The row to write for an unknown module whose name is like one of ours, or is another project's name for it."""
+    """Suggest a row for an unknown module whose name is close to one of ours, or is what another project calls it."""
     taps = any(other.module == TAP for other in rows)
     block = _block_meant(row.module, families)
     if block is not None:
@@ -58,7 +58,7 @@ def meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]],
 
 
 def variant_meant(wanted: str, family: type[Backbone], families: Mapping[str, type[Backbone]]) -> str:
-    """A hint on a variant that the family does not have: a sentence after a space, or nothing."""
+    """A hint for a variant that the family does not have: a space and a sentence, or an empty text."""
     own = {family.__name__: family}
     found = registry.recognise(wanted, own) or registry.recognise(f"{family.family}_{wanted}", own)
     if found is None or found[1] is None:
@@ -72,7 +72,7 @@ def variant_meant(wanted: str, family: type[Backbone], families: Mapping[str, ty
 
 
 def spelt(module: str, ours: Collection[str]) -> str | None:
-    """A hint on a module that is spelt nearly like one of ours."""
+    """A hint for a module that is spelt nearly like one of ours; None for any other."""
     by_letters = {name.lower(): name for name in ours}
     close = (
         difflib.get_close_matches(module.lower(), by_letters, n=1, cutoff=0.8) if len(module) <= LONGEST_TEXT else []
@@ -90,7 +90,7 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
 
 
 def _example(family: type[Backbone], variant: str | None = None, args: Sequence[Any] = ()) -> str:
-    """A correct row for a backbone; it keeps the variant of the wrong row (`args`) if the family has it."""
+    """A correct backbone row; it keeps the variant of the wrong row (`args`) if the family has that variant."""
     first: Any = variant or next(iter(family.variants))
     if variant is None and args:
         with contextlib.suppress(ValueError):
@@ -99,5 +99,5 @@ def _example(family: type[Backbone], variant: str | None = None, args: Sequence[
 
 
 def _letters(name: str) -> str:
-    """A name without case and punctuation, which people write differently: `RepViT-M0.9` -> `repvitm09`."""
+    """Normalise a name for comparison, without case and punctuation: `RepViT-M0.9` -> `repvitm09`."""
     return re.sub(r"[\W_]+", "", name[:LONGEST_TEXT].lower())

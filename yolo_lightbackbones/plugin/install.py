@@ -1,21 +1,22 @@
-"""Installs the backbones on Ultralytics, and takes them off again.
+"""Installs the backbones on Ultralytics, and removes them again.
 
-Six seams, each the smallest there is, each checked for before it is touched (`fit.py`):
+The plugin attaches to six places (seams). Each is as small as possible, and is checked before it is touched (`fit.py`):
 
-1. `ultralytics.nn.tasks.parse_model`: rows of ours are translated, then Ultralytics' own parser runs; for rows of
-   blocks with our classes among those that it knows (`parse_model.py`, `parser.py`).
-2. `BaseModel.fuse` and `is_fused`: our modules fold themselves as well, before Ultralytics' own (`models.py`).
+1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
+   our classes are added to those that the parser knows (`parse_model.py`, `parser.py`).
+2. `BaseModel.fuse` and `is_fused`: our modules are folded, too, before Ultralytics folds its own (`models.py`).
 3. `BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer.py`).
-4. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked for among ours (`lookup.py`, which
-   the autoload installs as soon as that module is imported).
-5. Its callbacks. `on_pretrain_routine_end`: the optimizer treats our parameters as what they are (`training.py`).
-   `on_export_start`: our modules learn the format and whether it has to hold for any size, what INT8 would spoil
-   is kept out of it, and the files of the export take their places once it has succeeded (`exporting.py`).
-6. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with modules of ours are counted at its image
-   size (`models.py`).
+4. `ultralytics.utils.checks.check_file`: a YAML that is found nowhere else is looked up among ours (`lookup.py`; the
+   autoload installs it as soon as `checks` is imported).
+5. Two callbacks. `on_pretrain_routine_end` moves our parameters to the optimizer groups where they belong
+   (`training.py`). `on_export_start` tells our modules the format and whether any image size must work, keeps
+   operations that INT8 would spoil in float, and moves the exported files to their places after success
+   (`exporting.py`).
+6. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with our modules are counted at its image size
+   (`models.py`).
 
-All of it is installed, or nothing. Where a seam does not fit the installed version, one warning says so and Ultralytics
-is left exactly as it was.
+Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
+Ultralytics stays exactly as it was.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ _lock = threading.RLock()
 
 
 def register() -> None:
-    """Install the backbones on Ultralytics: YAML modules, folding, bundled YAMLs. Doing it again changes nothing.
+    """Install the backbones on Ultralytics: YAML modules, folding, bundled YAMLs. A second call changes nothing.
 
-    Modules of Ultralytics that are executed anew later (`importlib.reload`) get what belongs on them again. An
-    Ultralytics whose seams do not fit is left as it was, with one warning.
+    Modules of Ultralytics that are reloaded later (`importlib.reload`) are patched again. If the seams of this
+    Ultralytics do not fit, it stays as it was, and one warning says so.
 
     Raises:
         ModuleNotFoundError: if Ultralytics is not installed.
-        Exception: whatever goes wrong on the way. Nothing is installed then, and the next call tries again.
+        Exception: any error of a step. Nothing is installed then, and the next call tries again.
     """
     package = fit.ultralytics()
-    registry.families()  # what has to be imported is, before the lock: imports wait for other threads, too
+    registry.families()  # imports the families before the lock is taken, because an import may wait for other threads
     with _lock:
         problems = [seam.problem for seam in fit.essential(package) if seam.problem]
         if problems and not _patches.active:
@@ -72,16 +73,16 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Take everything off Ultralytics that `register` and the autoload put there, until `register` is called again.
+    """Remove everything that `register` and the autoload put on Ultralytics, until `register` is called again.
 
-    What others have put on top since stays, and so does what they hold of ours; it does nothing any more. Torch goes on
-    to know our classes as safe to load.
+    Patches that others have put on top since then stay. References that others hold to our functions stay, too, but
+    call the originals from now on. Torch still treats our classes as safe to load.
 
     Raises:
-        Exception: what taking something off raises, after everything else is off.
+        Exception: the error of a removal, after everything else is removed.
     """
     with _lock, contextlib.ExitStack() as undone:
-        for step in reversed(_STEPS):  # the stack goes backwards: first of all, nobody waits for a reload any more
+        for step in reversed(_STEPS):  # the stack runs backwards: it stops waiting for reloads first
             undone.callback(step.remove)
 
 
@@ -94,11 +95,11 @@ def is_registered() -> bool:
 
 
 class Step(NamedTuple):
-    """A part of `register`.
+    """One step of `register`.
 
     Args:
-        install: puts something on Ultralytics; changes nothing where it is there already.
-        remove: takes it off again; changes nothing where it is gone. Patches come off together, all in one `remove`.
+        install: attaches something to Ultralytics; changes nothing if it is attached already.
+        remove: removes it again; changes nothing if it is gone. All patches are removed by one `remove`.
     """
 
     install: Callable[[Ultralytics], None]
@@ -152,7 +153,7 @@ _STEPS = (
     Step(_put_callbacks),
     Step(_put_excepthook),
 )
-"""In this order they are installed, and removed."""
+"""The steps in the order in which they are installed, and removed."""
 
 
 def _publish(tasks: ModuleType) -> None:

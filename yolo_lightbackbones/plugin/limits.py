@@ -1,7 +1,7 @@
-"""Refuses model YAMLs that would take memory or time without end.
+"""Refuses model YAMLs that would take an unbounded amount of memory or time.
 
-A YAML can come from anybody. A few aliases in it can stand for millions of values, and a number in it says how often a
-layer is built.
+A YAML can come from anybody. A few aliases in it can stand for millions of values, and numbers in it say how many
+layers are built.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from yolo_lightbackbones.messages import flow, quoted
 from yolo_lightbackbones.plugin.row import ConfigError, as_list, where_of
 
 LARGEST_FACTOR = 10
-"""Largest depth and largest width of a scale."""
+"""Largest depth, and largest width, that a scale may have."""
 
 _MOST_REPEATS = 200
 _NUMBERS = ("nc", "reg_max", "kpt_shape", "ne", "channels", "depth_multiple", "width_multiple")
-"""Keys besides the rows and `scales` from which Ultralytics reads numbers."""
+"""Keys, besides the rows and `scales`, whose values Ultralytics reads as numbers."""
 
 
 def check_bounds(config: Mapping[str, Any]) -> None:
-    """Refuse a model config that would take memory or time without end; rows of all kinds, ours or not.
+    """Refuse a model config that would take an unbounded amount of memory or time; checks all rows, ours or not.
 
     Raises:
         ConfigError: for aliases that stand for very many values, for values that contain themselves or are nested very
@@ -47,7 +47,7 @@ def check_bounds(config: Mapping[str, Any]) -> None:
         except BoundsError as error:
             raise ConfigError(f"{where}{quoted(key)} is {flow(value)}: {error}") from None
     if total > MOST_VALUES:
-        raise ConfigError(f"{where}the model has {total:,} values; at most {MOST_VALUES:,} are taken.")
+        raise ConfigError(f"{where}the model has {total:,} values; at most {MOST_VALUES:,} are allowed.")
 
 
 def _check_repeats(row: Any, depth: float) -> None:
@@ -55,11 +55,11 @@ def _check_repeats(row: Any, depth: float) -> None:
     repeats = row[1] if isinstance(row, list | tuple) and len(row) > 1 else 1
     if is_number(repeats) and repeats > 1 and repeats * depth > _MOST_REPEATS:
         times = f" times a depth of {quoted(depth)}" if depth != 1 else ""
-        raise BoundsError(f"repeats is {quoted(repeats)}{times}; at most {_MOST_REPEATS:,} are built.")
+        raise BoundsError(f"repeats is {quoted(repeats)}{times}; at most {_MOST_REPEATS:,} are allowed.")
 
 
 def _factors(config: Mapping[str, Any]) -> list[float]:
-    """Every depth that the model may be built with, and 1."""
+    """Collect the depths above 1 that the model may be built with, and 1."""
     scales = config.get("scales")
     factors = (
         [value[0] for value in scales.values() if isinstance(value, list | tuple) and value]

@@ -1,7 +1,8 @@
-"""Lets Ultralytics find our YAMLs by name; needs neither torch nor a family.
+"""Lets Ultralytics find our YAMLs by name; imports neither torch nor a family.
 
 `ultralytics.utils.checks.check_file` finds every file that a user names: models, data sets, recipes (`cfg=`), trackers.
-The `yolo` command calls it for `cfg=` before it imports any model, so this is put on as soon as `checks` is there.
+The `yolo` command calls it for `cfg=` before it imports any model, so the look-up is installed as soon as `checks` is
+imported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _lock = threading.RLock()
 
 
 def install(checks: ModuleType) -> None:
-    """Put the look-up on `checks`; doing it again changes nothing. Without such a function, nothing happens."""
+    """Install the look-up on `checks`. A second call changes nothing, and neither does one without `check_file`."""
     with _lock:
         if not callable(getattr(checks, FUNCTION, None)):
             return
@@ -34,7 +35,7 @@ def install(checks: ModuleType) -> None:
 
 
 def remove() -> None:
-    """Take it off again."""
+    """Remove the look-up from `checks`."""
     with _lock:
         _patches.remove()
 

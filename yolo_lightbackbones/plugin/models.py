@@ -1,6 +1,6 @@
-"""Models of Ultralytics with our modules: folding, pretrained weights, and operations counted at the image size.
+"""Patches for Ultralytics' models that contain our modules: folding, pretrained weights, and counts of operations.
 
-Each function here takes a function of Ultralytics and returns the one that takes its place.
+`fuse`, `is_fused`, `load` and `get_flops` each take a function of Ultralytics and return its replacement.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from yolo_lightbackbones.measure import cost
 from yolo_lightbackbones.plugin import releases, transfer
 
 MARKS = ("i", "f", "type", "np")
-"""Attributes that Ultralytics' parser writes on every layer; its models read them when they run."""
+"""Attributes that Ultralytics' parser sets on every layer, and that its models read in the forward pass."""
 
 UNFOLDED = "no folding of our layers in model.fuse()"
 
 
 def has_ours(model: nn.Module) -> bool:
-    """Whether a backbone or a row of blocks of ours is in the model."""
+    """Whether the model contains one of our backbones or one of our rows of blocks."""
     return any(isinstance(module, Backbone | BlockRow) for module in model.modules())
 
 
 def fuse(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`BaseModel.fuse`: our modules fold themselves as well, before Ultralytics' own."""
+    """Replace `BaseModel.fuse`: our modules are folded, too, before Ultralytics folds its own."""
 
     def fuse(self: Any, *args: Any, **kwargs: Any) -> Any:
         unfolded = {i: module for i, module in enumerate(self.model) if not fusion.is_fused(module)}
@@ -47,7 +47,7 @@ def fuse(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
-    """`BaseModel.is_fused`: whether our modules are folded as well."""
+    """Replace `BaseModel.is_fused`: true only if our modules are folded, too."""
 
     def is_fused(self: Any, *args: Any, **kwargs: Any) -> bool:
         return fusion.is_fused(self) and original(self, *args, **kwargs)
@@ -56,7 +56,7 @@ def is_fused(original: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer.py`)."""
+    """Replace `BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer`)."""
 
     def load(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
         source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
@@ -75,9 +75,9 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def get_flops(original: Callable[..., float]) -> Callable[..., float]:
-    """`get_flops`: models with modules of ours are counted at their image size.
+    """Replace `get_flops`: the operations of models with our modules are counted at their image size.
 
-    Ultralytics counts on a few pixels and extrapolates, which circular convolutions do not follow.
+    Ultralytics counts on a few pixels and extrapolates, which is wrong for circular convolutions.
     """
 
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
@@ -94,11 +94,11 @@ def get_flops(original: Callable[..., float]) -> Callable[..., float]:
 
 
 def misfit_of_marks(parse_model: Callable[..., Any]) -> str | None:
-    """Why `fuse` cannot move the parser's marks to a folded layer, tried on a model of one layer; None if it can."""
+    """Explain why `fuse` cannot copy the parser's marks to a folded layer, after a try on one layer; None if it can."""
     config = {"nc": 1, "backbone": [[-1, 1, "nn.Identity", []]], "head": []}
     try:
         layer = parse_model(config, 3, verbose=False)[0][0]
-    except Exception as error:  # whatever it raises, it is no parser that we know
+    except Exception as error:  # any error means that this is not the parser that we know
         return f"parse_model fails on a model of one layer with {error!r}"
     return _missing_marks(layer)
 

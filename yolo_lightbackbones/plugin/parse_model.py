@@ -1,4 +1,4 @@
-"""The seam on Ultralytics' parser: rows of ours are translated, then `parse_model` itself runs."""
+"""The patch on Ultralytics' parser: our rows are translated, then the original `parse_model` runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NO_BLOCKS = "no rows of blocks in model YAMLs"
 
 
 def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callable[[], None]) -> Callable[..., Any]:
-    """What takes the place of `ultralytics.nn.tasks.parse_model`.
+    """Replace `ultralytics.nn.tasks.parse_model` by one that translates our rows first.
 
     Args:
-        original: the function itself.
+        original: the function to replace.
         tasks: its module.
-        publish: makes families known to the parser that were registered since it was called last.
+        publish: makes families known to the parser that were registered since its last call.
     """
 
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
@@ -34,7 +34,7 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             try:
                 return parse(d, ch, *args, **kwargs)
-            except KeyError as error:  # how the parser takes a module that it does not know
+            except KeyError as error:  # raised by the parser for a module that it does not know
                 hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *block_rows])
                 raise
 
@@ -42,7 +42,7 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
 
 
 def misfit_of_blocks(parse_model: Callable[..., Any]) -> str | None:
-    """Why this parser cannot be told about rows of blocks; None if it can."""
+    """Explain why this parser cannot be extended with our rows of blocks; None if it can."""
     try:
         parser.with_rows(unpatched(parse_model), registry.block_rows())
     except parser.MisfitError as error:
@@ -52,10 +52,10 @@ def misfit_of_blocks(parse_model: Callable[..., Any]) -> str | None:
 
 @contextlib.contextmanager
 def _activation_restored(tasks: ModuleType) -> Iterator[None]:
-    """Keep the activation that a YAML asks for (`activation:`) to its model.
+    """Limit the activation that a YAML asks for (`activation:`) to its model.
 
-    The parser sets it for the process, and where a build fails, or in releases that never set it back, the next model
-    would get it without a word.
+    The parser sets it for the whole process. If a build fails, and in releases that never reset it, the next model
+    would silently get it.
     """
     conv: Any = getattr(tasks, "Conv", None)
     before = getattr(conv, "default_act", None)
@@ -67,10 +67,10 @@ def _activation_restored(tasks: ModuleType) -> Iterator[None]:
 
 
 def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
-    """Ultralytics' parser for a model with rows of blocks.
+    """Extend Ultralytics' parser for a model with rows of blocks.
 
     Raises:
-        ConfigError: for a mistake in such a row, and where the parser does not fit.
+        ConfigError: for a mistake in such a row, and if the parser cannot be extended.
     """
     block_rows = registry.block_rows()
     first = rows.check_blocks(config, block_rows)

@@ -1,9 +1,9 @@
-"""Has Ultralytics' own model parser treat classes of ours as it treats `C2f`; given the parser, knows no Ultralytics.
+"""Makes Ultralytics' own model parser treat our classes like `C2f`. The parser is an argument; nothing is imported.
 
 The parser decides by membership in two sets which rows get their input channels, scaled output channels and repeats. It
-makes the sets anew at every call, `frozenset({..., C2f, ...})`, and looks `frozenset` up among its global names. So it
-is called with global names of its own, in which our classes have their names and join every set that has `C2f` in it.
-The code is the parser's, its arithmetic too; nothing that others can see is changed.
+builds the sets anew in every call, as `frozenset({..., C2f, ...})`, and looks up `frozenset` among its global names. So
+a copy of the function is made with its own global names. In them our classes have names, and `frozenset` adds them to
+every set that contains `C2f`. The code and the arithmetic are still the parser's, and the original is not changed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from torch import nn
 
 LIKE = "C2f"
-"""The class of Ultralytics whose rows ours resemble: input channels, output channels, repeats, and then the rest."""
+"""The class of Ultralytics with the same arguments as ours: input channels, output channels, repeats, then others."""
 
 
 class MisfitError(Exception):
-    """The parser cannot be told about more classes. The message continues a sentence that begins with its name."""
+    """The parser cannot be extended with our classes. The message continues a sentence that starts with the parser."""
 
 
 class _Probe(nn.Module):
-    """A layer that keeps the arguments it is built with."""
+    """A layer that records its constructor arguments."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class _Probe(nn.Module):
 
 
 def with_rows(parser: Callable[..., Any], classes: Mapping[str, type[nn.Module]]) -> Callable[..., Any]:
-    """The parser, knowing these classes by these names and building them as `C2f(c1, c2, repeats, *others)`.
+    """Return a copy of the parser that builds these classes, by these names, like `C2f(c1, c2, repeats, *others)`.
 
-    It is tried out first: what counts is what it does, not what it looks like.
+    The copy is tried out first on two rows: its results count, not how its code looks.
 
     Raises:
-        MisfitError: if it does something else, or is no plain function, as where another package has wrapped it.
+        MisfitError: if a result is wrong, or the parser is not a plain function (another package may have wrapped it).
     """
     _try_out(_with_names(parser, {"Probe": _Probe}))
     return _with_names(parser, classes)
@@ -63,7 +63,7 @@ def _try_out(parser: Callable[..., Any]) -> None:
     """Parse two rows whose result is known, and compare.
 
     Raises:
-        MisfitError: if the result is another one.
+        MisfitError: if parsing fails, or the result differs.
     """
     rows = [[-1, 4, "Probe", [128, {"n": "n"}]], [-1, 1, "Probe", [24]]]
     # depth 0.5, width 0.25, at most 64 channels before that, then rounded up to a multiple of 8

@@ -1,6 +1,6 @@
-"""Puts functions of ours in the place of a package's own, and takes them off again; the standard library only.
+"""Replaces functions of a package by ours, and restores them; uses only the standard library.
 
-It is loaded together with Ultralytics' `checks`, before torch may be wanted: importing it must stay cheap.
+It is loaded together with Ultralytics' `checks`, even where torch is not needed, so its import must stay cheap.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Patches:
-    """All patches on one package. Each goes on only once, and all come off together.
+    """All patches on one package. Each is applied only once, and all are removed together.
 
     Args:
         package: name of the package; functions are replaced in all of its modules.
@@ -23,18 +23,18 @@ class Patches:
     def __init__(self, package: str) -> None:
         self.package = package
         self.active = False
-        """Whether ours run. Until then, and after `remove`, whoever holds a function of ours gets the original."""
+        """Whether our functions run. While this is false, every call of one of them runs the original."""
         self._undo: list[Callable[[], None]] = []
 
     def keep(self, undo: Callable[[], None]) -> None:
-        """Remember how to take off what is put on next. `undo` must not fail if it is gone already."""
+        """Remember how to remove the next patch. `undo` must not fail if the patch is gone already."""
         self._undo.append(undo)
 
     def remove(self) -> None:
-        """Take everything off, the last first. What others have put on top since stays.
+        """Remove all patches, the last one first. Patches that others have put on top since then stay.
 
         Raises:
-            Exception: what taking something off raises, after everything else is off.
+            Exception: the error of a removal, after all other patches are removed.
         """
         self.active = False
         with contextlib.ExitStack() as undone:
@@ -45,7 +45,7 @@ class Patches:
     def set(
         self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]], home: ModuleType
     ) -> None:
-        """Replace a function of `owner`, a class of the module `home` or itself, by what `wrap` makes of it."""
+        """Replace a function of `owner`, a class in the module `home` or `home` itself, by `wrap(function)`."""
         original = getattr(owner, name)
         if not self._is_wanted(original, home):
             return
@@ -59,7 +59,10 @@ class Patches:
         setattr(owner, name, ours)
 
     def replace(self, home: ModuleType, name: str, wrap: Callable[[Any], Callable[..., Any]]) -> None:
-        """Replace a function of `home` in every loaded module of the package that holds it; later imports get ours."""
+        """Replace a function of `home` by `wrap(function)` in all loaded modules of the package.
+
+        Later imports get the replacement, too.
+        """
         original = getattr(home, name)
         if not self._is_wanted(original, home):
             return
@@ -68,7 +71,7 @@ class Patches:
         self._exchange(original, ours)
 
     def publish(self, home: ModuleType, name: str, value: Any) -> None:
-        """Give `home` a name that it does not have."""
+        """Add a name to the module `home`, if it does not have that name."""
         if hasattr(home, name):
             return
 
@@ -92,9 +95,9 @@ class Patches:
         listed.append(value)
 
     def _is_wanted(self, function: Any, home: ModuleType) -> bool:
-        """Whether ours has to be put on: it is not there, and nobody else has replaced it since.
+        """Whether the patch must be applied: it is not there, and nobody else has replaced the function since.
 
-        A module that was executed anew has functions of its own again.
+        A reloaded module has its own functions again.
         """
         return not is_ours(function) and (not self.active or getattr(function, "__globals__", None) is vars(home))
 
@@ -108,18 +111,18 @@ class Patches:
     def _exchange(self, old: Any, new: Any) -> None:
         for name, module in list(sys.modules.items()):
             if name.split(".")[0] == self.package:
-                held = getattr(module, "__dict__", {})  # None is a module that must not be imported
+                held = getattr(module, "__dict__", {})  # an entry of None blocks the import of a module
                 for attribute in [key for key, value in list(held.items()) if value is old]:
                     setattr(module, attribute, new)
 
 
 def is_ours(function: Any) -> bool:
-    """Whether the function is one that `Patches` put there, whatever others have wrapped around it since."""
+    """Whether a function was put there by `Patches`, even if others have wrapped it since."""
     return unpatched(function) is not function
 
 
 def unpatched(function: Any) -> Any:
-    """The original of a function that `Patches` put there; any other function itself."""
+    """Return the original of a function that `Patches` put there; any other function is returned unchanged."""
     below = function
     while below is not None:
         if getattr(below, "__globals__", None) is globals():

@@ -1,4 +1,4 @@
-"""Which releases of Ultralytics the plugin was tested with, and which one runs here."""
+"""The releases of Ultralytics that the plugin was tested with, and the release that is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 
 TESTED_VERSIONS = "8.4.150 to 8.4.190"
-"""Ultralytics releases that `tests/test_plugin.py` has run against, the whole suite against the last of them."""
+"""Releases of Ultralytics that `tests/test_plugin.py` passes with; the whole suite passes with the last one."""
 
 
 def is_tested(version: str) -> bool:
@@ -19,12 +19,12 @@ def is_tested(version: str) -> bool:
 
 
 def version() -> str:
-    """The release that is imported, for messages."""
+    """The imported release of Ultralytics, for messages."""
     return str(getattr(sys.modules.get("ultralytics"), "__version__", "(unknown version)"))
 
 
 def warn_without(feature: str, problem: str) -> None:
-    """Warn that one feature is off because a place of Ultralytics that only this feature needs does not fit."""
+    """Warn that one feature is off, because a place in Ultralytics that only this feature needs does not fit."""
     warnings.warn(
         f"yolo_lightbackbones does not fit Ultralytics {version()} in one place: {problem}. Without it there is "
         f"{feature}; everything else works. Tested with {TESTED_VERSIONS}; install that, or a newer "

@@ -1,4 +1,4 @@
-"""One row of a model YAML as data, and the error for a mistake in one.
+"""One row of a model YAML as data, and the error for a mistake in a model YAML.
 
 A row is `[from, repeats, module, args]`. The rows of a model are those of its `backbone`, then those of its `head`,
 counted from 0.
@@ -17,11 +17,11 @@ INDEX = "Index"
 
 
 class ConfigError(ValueError):
-    """A mistake in a model YAML: says where, what was given, what is allowed and what to do."""
+    """A mistake in a model YAML. The message says where it is, what was given, what is allowed and what to do."""
 
 
 class UnknownModuleError(ConfigError, KeyError):
-    """A module that nobody knows and that is called nearly like one of ours; a `KeyError`, as Ultralytics' own."""
+    """An unknown module whose name is close to one of ours; a `KeyError`, as Ultralytics raises."""
 
     __str__ = ValueError.__str__  # a KeyError would put its message in quotation marks
 
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def sources(self) -> list[int]:
-        """Absolute numbers of the rows this one takes its input from; -1 is the image."""
+        """Absolute numbers of the rows that this row takes its input from; -1 is the image."""
         sources = self.source if isinstance(self.source, list) else [self.source]
         return [self.number + s if isinstance(s, int) and s < 0 else s for s in sources]
 
@@ -49,10 +49,10 @@ class Row:
 
 
 def parse(config: Mapping[str, Any]) -> list[Row]:
-    """All rows of a model config, those of the backbone first.
+    """Read all rows of a model config, those of the backbone first.
 
     Raises:
-        ConfigError: for a backbone or a head that is no list, and for what is no row in one.
+        ConfigError: for a backbone or a head that is not a list, and for an entry in them that is not a row.
     """
     where = where_of(config)
     for part in ("backbone", "head"):
@@ -68,7 +68,7 @@ def parse(config: Mapping[str, Any]) -> list[Row]:
 
 
 def modules(config: Mapping[str, Any]) -> list[str]:
-    """Names of the modules in a model config; what is no row is passed over."""
+    """Names of the modules in a model config; entries that are not rows are skipped."""
     rows = [row for part in ("backbone", "head") for row in as_list(config.get(part))]
     return [row[2] for row in rows if isinstance(row, list | tuple) and len(row) > 2 and isinstance(row[2], str)]
 
@@ -79,5 +79,5 @@ def where_of(config: Mapping[str, Any]) -> str:
 
 
 def as_list(rows: Any) -> list[Any]:
-    """Rows of a part of a model; none for anything that is no list."""
+    """Rows of the backbone or head of a model, as a list; empty for a value that is not a list."""
     return list(rows) if isinstance(rows, list | tuple) else []

@@ -1,4 +1,4 @@
-"""Model-YAML rows -> rows that Ultralytics' own parser understands; plain data in, plain data out.
+"""Translates rows of a model YAML into rows that Ultralytics' own parser understands; plain data in, plain data out.
 
 A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
 
@@ -6,14 +6,14 @@ A row is `[from, repeats, module, args]`. Two kinds of rows are translated:
     [0, 1, Tap, [P3]]                    ->  [0, 1, Index, [72, 1]]
 
 Variants are resolved here because the parser replaces a string argument that equals one of its local variables (`n`,
-`m`, ...) and evaluates others (`m0.9` is a syntax error there). Everything a user can get wrong in such a row is an
-error here, before anything is built or written.
+`m`, ...) and evaluates others (`m0.9` is a syntax error there). Every mistake that a user can make in such a row is
+reported here, before anything is built or written.
 
-Rows of blocks, `[-1, 3, RepViTBlock, [256, {mlp_ratio: 4}]]`, are checked and pass as they are, like all others: the
-parser leaves what is in a mapping alone.
+Rows of blocks, `[-1, 3, RepViTBlock, [256, {mlp_ratio: 4}]]`, are checked, but not changed, because the parser does not
+touch the values in a mapping. All other rows stay as they are.
 
-`hints` says what an unknown name was meant to be, and `limits` refuses a model that would take memory or time without
-end.
+`hints` suggests the row that was meant by an unknown name. `limits` refuses a model that would take an unbounded amount
+of memory or time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from yolo_lightbackbones.plugin import hints, limits
 from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, parse
 
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
-"""Option names that other projects use for published weights."""
+"""Names of the option for published weights in other projects."""
 
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
@@ -45,7 +45,7 @@ def names_block(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]])
 
 
 def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str, type[Backbone]]) -> dict[str, Any]:
-    """A copy of a model config whose rows Ultralytics' parser understands.
+    """Return a copy of a model config whose rows Ultralytics' parser understands.
 
     Args:
         config: a model YAML as Ultralytics loaded it, with `scale` filled in.
@@ -53,7 +53,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
         families: name in the YAML -> backbone class.
 
     Raises:
-        ConfigError: naming the row, the value, what is allowed and what to do.
+        ConfigError: with the row, the value, what is allowed and what to do.
     """
     limits.check_bounds(config)
     rows = parse(config)
@@ -68,8 +68,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     if not used:
         raise backbone.error(f"nothing uses this backbone. Add rows such as [0, 1, Tap, [{taps[-1]}]].")
 
-    # Stages behind the deepest tap that is used would be built, trained by nobody, and computed for nothing, and taps
-    # that nobody uses would have norms that nobody trains.
+    # Do not build stages behind the deepest tap that is used, nor norms of unused taps: they would never be trained.
     needed, normed = taps[: max(used) + 1], [tap for number, tap in enumerate(taps) if number in used]
     resolved = _resolve(backbone, family, options, in_channels=in_channels, taps=needed, normed_taps=normed)
     translated: list[list[Any]] = []
@@ -86,7 +85,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
 
 
 def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
-    """The options of a row and the defaults of its family, with what the model says of the image and the taps."""
+    """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
     if options.pop("tap_norm", family.row_tap_norm) == "none":
         del options["normed_taps"]
@@ -97,14 +96,14 @@ def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known
 
 
 def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]) -> Row:
-    """Check all rows of blocks in a model config that has some; return the first.
+    """Check all rows of blocks in a model config that has at least one; return the first.
 
     Args:
         config: a model YAML as Ultralytics loaded it, with `scale` filled in.
-        blocks: name in the YAML -> what such a row builds.
+        blocks: name in the YAML -> the class that such a row builds.
 
     Raises:
-        ConfigError: naming the row, the value, what is allowed and what to do.
+        ConfigError: with the row, the value, what is allowed and what to do.
     """
     limits.check_bounds(config)
     rows = [row for row in parse(config) if row.module in blocks]
@@ -115,7 +114,7 @@ def check_blocks(config: Mapping[str, Any], blocks: Mapping[str, type[BlockRow]]
 
 
 def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -> Row:
-    """The one backbone row, which has to be the first."""
+    """Return the backbone row; there must be exactly one, and it must be the first row."""
     for row in rows:
         if row.module in families and row.number > 0:
             raise row.error(f"{row.module} takes the image, so it must be the first row (row 0) of the model.")
@@ -141,7 +140,7 @@ def _backbone_row(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) -
 def _backbone_args(
     row: Row, families: Mapping[str, type[Backbone]], config: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Variant and options of a backbone row: `[variant or {scale letter: variant}, {option: value}]`."""
+    """Read variant and options of a backbone row: `[variant or {scale letter: variant}, {option: value}]`."""
     family = families[row.module]
     example = f"[{next(iter(family.variants))}]"
     if not 1 <= len(row.args) <= 2:
@@ -179,7 +178,7 @@ def _backbone_args(
 
 
 def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
-    """The model's scale letter: Ultralytics takes the first of `scales` where the file name has none."""
+    """Return the scale letter of the model; if the file name has none, Ultralytics takes the first of `scales`."""
     scales, scale = config.get("scales"), config.get("scale")
     if scale is not None and not isinstance(scale, str | int):
         raise row.error(f"the scale is {flow(scale)}; it must be a letter.")
@@ -224,7 +223,7 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
     """Check a row `[from, repeats, block, [out channels, {option: value}]]`."""
     if isinstance(row.source, list):
         raise row.error(f"'from' is {flow(row.source)}; {row.module} takes one map: put a row Concat between them.")
-    earliest = -1 if row.number == 0 else -row.number  # in Ultralytics' count the image is -1 of row 0 alone
+    earliest = -1 if row.number == 0 else -row.number  # in Ultralytics, -1 means the image only in row 0
     if not is_whole(row.source) or not earliest <= row.source < row.number:
         raise row.error(
             f"'from' is {quoted(row.source)}; it must be the number of an earlier row, or -1 for the one before."
@@ -252,10 +251,10 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
 
 
 def _offered_taps(row: Row, family: type[Backbone], variant: str) -> dict[str, int]:
-    """Tap -> channels of all taps that a variant offers.
+    """All taps that a variant offers: tap -> channels.
 
-    Asking takes up to half a second, and every row of a model that is wrong costs another parse, so the answer is kept
-    for as long as the class and the config of the variant are the same ones.
+    Finding them takes up to half a second, and a process may parse a model many times. So the result is kept while the
+    class and the config of the variant stay the same objects.
     """
     config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant)
     known = _known_taps.get(key)
@@ -272,7 +271,7 @@ _known_taps: dict[tuple[type[Backbone], str], tuple[Any, dict[str, int]]] = {}
 
 
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:
-    """Which of the backbone's outputs a row takes; None for a row that takes none."""
+    """Index of the backbone output that a row takes; None for a row that takes none."""
     takes_backbone = backbone.number in row.sources
     if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not is_whole(row.source):
         raise row.error(f"'from' is {flow(row.source)}; write {backbone.number}.")
@@ -301,7 +300,7 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
 
 
 def _index_position(row: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int:
-    """Check an `Index` row on the backbone; return the tap's position. Ultralytics checks no channel number."""
+    """Check an `Index` row on the backbone; return the tap's index. Ultralytics itself does not check the channels."""
     if not is_whole(row.repeats) or row.repeats != 1:
         raise row.error(f"repeats is {quoted(row.repeats)}; an index cannot be repeated: write 1.")
     if not 1 <= len(row.args) <= 2:

@@ -1,4 +1,4 @@
-"""All or nothing for the files of an export: they are written to a hidden folder and take their places at the end."""
+"""All-or-nothing exports: files are written to a hidden folder, and moved to their final places at the end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MINUTE, _DAY = 60, 24 * 60 * 60  # seconds
 
 
 class Staging:
-    """A hidden folder beside a checkpoint that an export writes to. Its files take their places once all are there.
+    """A hidden folder beside a checkpoint, to which an export writes; its files are moved once all are complete.
 
-    So an export that fails or is killed leaves every older file as it was, and exports of one checkpoint to several
-    formats at the same time do not write to each other's files, not even to the ONNX file that many of them start with.
+    So an export that fails or is killed leaves every older file as it was. Exports of one checkpoint to several formats
+    at the same time do not share files, not even the ONNX file that many of them start with.
 
     Args:
-        checkpoint: the exported file; results go to its folder.
+        checkpoint: the file to export; the results go to its folder.
         format: Ultralytics' name of the format.
     """
 
@@ -38,17 +38,17 @@ class Staging:
         self._folder = self._target / f"{_STAGING}{secrets.token_hex(8)}"
         self._new, self._old = self._folder / "new", self._folder / "old"
         self._lock: int | None = None
-        # Ultralytics names folders by replacing the suffix wherever the path contains it: this one occurs once.
+        # Ultralytics names folders by replacing the suffix wherever the path contains it, so the suffix must be unique.
         self.file = self._new / f"{checkpoint.stem}.{secrets.token_hex(8)}"
-        """Stands for the checkpoint while the export works out the names of its files."""
+        """Stand-in for the checkpoint's path, from which the export derives the names of its files."""
 
     @contextlib.contextmanager
     def step(self, *, last: bool) -> Iterator[None]:
-        """One step of the export. After the last one its files take their places; a failed one discards them.
+        """Run one step of the export. The files are moved after the last step, and deleted if a step fails.
 
         Raises:
-            ModuleNotFoundError: if the step does, with the way to install what is missing.
-            Exception: whatever the step raises. Its message names files by where they would have been.
+            ModuleNotFoundError: if the step raises it; the message says how to install the missing package.
+            Exception: any other error of the step. Its message names files by their final paths.
         """
         try:
             self._open()
@@ -65,7 +65,7 @@ class Staging:
             self._close()
 
     def in_place(self, text: str) -> str:
-        """`text` with every path into the hidden folder replaced by the path of the file in its final place."""
+        """Replace every path into the hidden folder in `text` by the final path of the file."""
         return re.sub(rf"{re.escape(self._folder.name)}([/\\]+{self._new.name})?([/\\]+|$)", "", text)
 
     def _open(self) -> None:
@@ -85,7 +85,7 @@ class Staging:
     def _publish(self) -> None:
         self._refuse_truncated()
         names = sorted(path.name for path in self._new.iterdir())
-        for file in self._new.rglob("*.py"):  # NCNN's and Paddle's name the files that they load
+        for file in self._new.rglob("*.py"):  # the scripts of NCNN and Paddle contain the paths of their model files
             text = file.read_bytes().decode(errors="surrogateescape")
             file.write_bytes(self.in_place(text).encode(errors="surrogateescape"))
         for name in names:
@@ -103,10 +103,10 @@ class Staging:
                 raise
 
     def _refuse_truncated(self) -> None:
-        """Read back what was written, for formats whose converters do not notice that a disk is full.
+        """Read back the written files, for formats whose converters do not notice a full disk.
 
         Raises:
-            OSError: if a file is cut off.
+            OSError: if a file is truncated.
         """
         unreadable = formats.find(self._format).unreadable
         if unreadable is not None and (broken := next(iter(unreadable(self._new)), None)) is not None:
@@ -117,10 +117,10 @@ class Staging:
         if os.path.lexists(target):
             if new.is_dir() or target.is_dir():
                 target.rename(old)
-            else:  # linked, so that there is a file of that name at any time
+            else:  # a link, so that a file of that name exists at any time
                 try:
                     os.link(target, old, follow_symlinks=False)
-                except OSError:  # not on this file system
+                except OSError:  # the file system has no hard links
                     target.rename(old)
         new.replace(target)
 
@@ -132,7 +132,7 @@ class Staging:
             old.replace(target)
 
     def _explain(self, error: BaseException) -> None:
-        """Make the error name the file in its final place, which the user knows."""
+        """Make the error name the final path of the file, which the user knows."""
         if isinstance(error, OSError) and error.errno is not None:
             if isinstance(error.filename, str):
                 error.filename = self.in_place(error.filename) or "."
@@ -144,7 +144,7 @@ class Staging:
 
 
 def _add_missing(source: Path, folder: Path) -> None:
-    """Add to `folder` the files that only `source` has: the user's own, or those of exports for other devices."""
+    """Add to `folder` the files that only `source` has, such as the user's own, or exports for other devices."""
     if not (source.is_dir() and folder.is_dir()):
         return
 
@@ -156,7 +156,7 @@ def _add_missing(source: Path, folder: Path) -> None:
     def link(old: str, new: str) -> None:
         try:
             os.link(old, new)
-        except OSError:  # not on this file system
+        except OSError:  # the file system has no hard links
             shutil.copy2(old, new)
 
     shutil.copytree(source, folder, symlinks=True, ignore=there, copy_function=link, dirs_exist_ok=True)
@@ -167,10 +167,10 @@ def _is_folder(path: Path) -> bool:
 
 
 def _lock(folder: Path, *, wait: bool = False) -> int | None:
-    """Descriptor that locks the folder until it is closed or the process ends; None if the system has no such locks.
+    """Lock a folder until the returned descriptor is closed or the process ends; None if the system has no such locks.
 
     Raises:
-        BlockingIOError: if another process has locked it, and `wait` is false.
+        BlockingIOError: if another process has locked the folder, and `wait` is false.
     """
     try:
         import fcntl
@@ -189,7 +189,7 @@ def _lock(folder: Path, *, wait: bool = False) -> int | None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, so that exports that end at the same time move their files one after the other."""
+    """Hold a lock on a folder, so that exports that end at the same time move their files one after the other."""
     lock = _lock(folder, wait=True)
     try:
         yield
@@ -199,7 +199,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what killed exports have left in this folder, and put back what they had moved away."""
+    """Remove the files of killed exports from this folder, and put back the files that they had moved away."""
     with _locked(target):
         for folder in target.glob(f"{_STAGING}*"):
             with contextlib.suppress(OSError):
@@ -207,10 +207,10 @@ def _sweep(target: Path) -> None:
 
 
 def _clear(folder: Path, target: Path) -> None:
-    """Remove what one killed export has left, and put back what it had moved away.
+    """Remove the hidden folder of a killed export, and put back the files that it had moved away.
 
     Raises:
-        OSError: if another export is at work in it.
+        OSError: if an export is still running in it.
     """
     age = time.time() - folder.lstat().st_mtime
     if not _is_folder(folder) or age < _MINUTE:  # its owner may not have locked it yet

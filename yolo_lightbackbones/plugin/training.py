@@ -1,9 +1,10 @@
-"""Which weights of our modules an optimizer may shrink or orthogonalise; knows no family.
+"""Moves parameters of our modules to the optimizer groups where they belong; independent of the families.
 
-Ultralytics sorts parameters into groups by name and shape: what is neither a bias nor in one of torch's own norms
-decays, and under MuSGD every parameter with two or four dimensions is made orthogonal, as if it were a matrix. For our
-backbones and blocks that is wrong twice. Layer scales and position embeddings should not decay: they say how much of a
-branch, and where. And depthwise kernels, circular kernels and embeddings have four dimensions without being matrices.
+Ultralytics sorts parameters into groups by name and shape. Weight decay applies to every parameter that is neither a
+bias nor part of one of torch's norms. MuSGD orthogonalises every parameter with two or four dimensions, as if it were a
+matrix. Both rules are wrong for some parameters of our backbones and blocks. Layer scales and position embeddings
+should not decay, because they hold the weight of a branch, or positions. Depthwise kernels, circular kernels and
+embeddings have four dimensions, but are not matrices.
 """
 
 from __future__ import annotations
@@ -24,34 +25,36 @@ from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.plugin import releases
 
 WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
-"""What Ultralytics calls its groups (the key `param_group`): decaying, not decaying, orthogonalised, biases."""
+"""Ultralytics' labels of groups (key `param_group`): with weight decay, without, orthogonalised, biases."""
 
 BUFFER, MUON_SGD_BUFFER = "momentum_buffer", "momentum_buffer_SGD"
-"""MuSGD's state. In a group that it orthogonalises, the first is an average of gradients and the second SGD's sum of
-them; in other groups the first is SGD's sum, and there is no second."""
+"""Keys of MuSGD's state. In an orthogonalised group, the first is an average of gradients, and the second is SGD's sum
+of gradients. In other groups the first is SGD's sum, and the second does not exist."""
 
 UNSORTED = "no optimizer groups of their own for layer scales, position embeddings and depthwise kernels"
 
 
 def on_pretrain_routine_end(trainer: Any) -> None:
-    """Ultralytics' callback on every worker: the optimizer is built (or resumed), and nothing is trained yet."""
+    """Regroup the parameters; Ultralytics' callback on every worker, after the optimizer is built or resumed."""
     try:
         regroup(trainer.optimizer, trainer.model)
     except ValueError as error:
-        warnings.warn(f"{error} Ultralytics {releases.version()} trains it as it trains its own layers.", stacklevel=2)
+        warnings.warn(
+            f"{error} Ultralytics {releases.version()} trains our layers as it trains its own layers.", stacklevel=2
+        )
 
 
 def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     """Move parameters of our backbones and blocks in `model` to the groups they belong in; return how many were moved.
 
-    Groups keep their places and options; where they have no label, what they do says what they are. States are saved,
-    and loaded, as if nothing had been moved: in the order that there was, with MuSGD's two buffers where there were
-    two. So checkpoints can be resumed with and without this, and Ultralytics may load its last one in the middle of a
-    run (after a loss of NaN). Groups and parameters that are added later are saved behind the others of their group.
+    Groups keep their order and options. The kind of a group without a label is derived from its options. The state dict
+    is saved and loaded as if nothing had been moved: in the original order, and with both buffers of MuSGD where there
+    were two. So checkpoints can be resumed with and without this plugin, and Ultralytics may reload the last one in the
+    middle of a run (after a loss of NaN). Parameters that are added later are saved behind the others of their group.
 
     Raises:
-        ValueError: if there is no group to move them to, or a group does not do what its label says. Nothing is moved
-            then.
+        ValueError: if there is no group to move parameters to, or if the options of a group contradict its label.
+            Nothing is moved then.
     """
     groups = optimizer.param_groups
     names = {id(param): name for name, param in model.named_parameters()}
@@ -68,7 +71,7 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
     for param, source, target in moves:
         source["params"] = [other for other in source["params"] if other is not param]
         target["params"].append(param)
-        if id(param) in unmuoned and param in optimizer.state:  # resumed from what was trained without this
+        if id(param) in unmuoned and param in optimizer.state:  # resumed from a run without this plugin
             optimizer.state[param] = _as_sgd(optimizer.state[param])
     if moves:
         optimizer.register_state_dict_post_hook(lambda own, state: _as_before(state, own, before, unmuoned))
@@ -77,10 +80,10 @@ def regroup(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
 
 
 def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
-    """What Ultralytics calls this group, or (before 8.4.50, and in others' trainers) would call it.
+    """Return Ultralytics' label of a group; derive it if there is none (before 8.4.50, and in trainers of others).
 
     Raises:
-        ValueError: if the group does not do what its label says.
+        ValueError: if the options of the group contradict its label.
     """
     label = group.get("param_group")
     if label in {WEIGHT, NO_DECAY, MUON, BIAS}:
@@ -98,7 +101,7 @@ def _kind(group: Mapping[str, Any], names: Mapping[int, str]) -> str:
 
 
 def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
-    """`id` of a parameter -> kind of the group it is in -> kind of the group that it has to move to."""
+    """Map `id` of a parameter -> kind of its present group -> kind of the group that it must move to."""
     wanted: dict[int, dict[str, str]] = {}
     for part in (module for module in model.modules() if isinstance(module, Backbone | BlockRow)):
         kept_whole = part.no_weight_decay()
@@ -119,9 +122,9 @@ def _is_matrix(module: nn.Module) -> bool:
 def _group_like(
     groups: Sequence[dict[str, Any]], kinds: Sequence[str], kind: str, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """The group of a kind that has the learning rate of `source`, or the last group of that kind.
+    """Find the group of a kind with the initial learning rate of `source`; otherwise the last group of that kind.
 
-    The rate they start from: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
+    The present rates cannot be compared: in the middle of a warm-up, where a run may be resumed, all of them can be 0.
     """
     alike = [group for group, its in zip(groups, kinds, strict=True) if its == kind]
     if not alike:
@@ -139,7 +142,7 @@ def _start(group: dict[str, Any]) -> float:
 
 
 def _order(groups: Sequence[dict[str, Any]], before: list[list[Tensor]]) -> list[list[Tensor]]:
-    """The parameters of every group as if nothing had been moved: first those of `before`, then what was added."""
+    """The parameters of each group as if nothing had been moved: first those of `before`, then those added later."""
     here = {id(param) for group in groups for param in group["params"]}
     known = {id(param) for params in before for param in params}
     added = [[param for param in group["params"] if id(param) not in known] for group in groups]
@@ -150,7 +153,7 @@ def _order(groups: Sequence[dict[str, Any]], before: list[list[Tensor]]) -> list
 def _as_before(
     state: dict[str, Any], optimizer: torch.optim.Optimizer, before: list[list[Tensor]], unmuoned: set[int]
 ) -> dict[str, Any]:
-    """The state dict as if the parameters were still in the groups of `before`."""
+    """Rewrite the state dict of now as if the parameters were still in the groups of `before`."""
     groups = optimizer.param_groups
     now = {id(param): i for i, param in enumerate(param for group in groups for param in group["params"])}
     order = _order(groups, before)
@@ -171,11 +174,11 @@ def _as_before(
 def _as_now(
     state: dict[str, Any], optimizer: torch.optim.Optimizer, before: list[list[Tensor]], unmuoned: set[int]
 ) -> dict[str, Any] | None:
-    """A state dict in the order of `before` with its parameters in the groups of now; None leaves it to torch."""
+    """Rewrite a state dict in the order of `before` for the groups of now; None, for torch to report, if it misfits."""
     groups = optimizer.param_groups
     order = _order(groups, before)
     if [len(group["params"]) for group in state["param_groups"]] != [len(params) for params in order]:
-        return None  # of another model or optimizer; torch says so
+        return None  # of another model or optimizer; torch reports it
     keys = [key for group in state["param_groups"] for key in group["params"]]
     key_of = dict(zip((id(param) for params in order for param in params), keys, strict=True))
     own = [
@@ -188,9 +191,9 @@ def _as_now(
 
 
 def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
-    """Convert MuSGD's state of an orthogonalised parameter into that of any other: the same sum of gradients.
+    """Convert MuSGD's state of an orthogonalised parameter into that of any other; the sum of gradients is kept.
 
-    A state of 0.1.0 has the sum in the place of the average, and nothing else; it stays as it is.
+    A state written by 0.1.0 has only the sum, under the key of the average; it stays as it is.
     """
     if MUON_SGD_BUFFER not in state:
         return state
@@ -199,20 +202,20 @@ def _as_sgd(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_muon(state: dict[str, Any], momentum: float) -> dict[str, Any]:
-    """Convert a state back (see `_as_sgd`).
+    """Convert a state into that of an orthogonalised parameter, the inverse of `_as_sgd`.
 
-    The average of gradients is (1 - momentum) times their sum, which includes weight decay.
+    The average of gradients is set to (1 - momentum) times their sum, which includes weight decay.
     """
     if BUFFER not in state:
         return state
     return {**state, BUFFER: state[BUFFER] * (1 - momentum), MUON_SGD_BUFFER: state[BUFFER]}
 
 
-# --- whether Ultralytics sorts parameters as this expects -------------------------------------------------------------
+# --- check that Ultralytics sorts parameters as expected --------------------------------------------------------------
 
 
 class _Tiny(nn.Module):
-    """A model with one parameter of each kind, without memory."""
+    """A model with one parameter of each kind, on the meta device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +224,7 @@ class _Tiny(nn.Module):
 
 
 def misfit_of_groups(build_optimizer: Callable[..., torch.optim.Optimizer]) -> str | None:
-    """How Ultralytics' groups differ from what `regroup` expects, tried on a model of two layers; None if they do not.
+    """Explain how Ultralytics' groups differ from those that `regroup` expects, tried on two layers; None if they fit.
 
     Args:
         build_optimizer: the method of Ultralytics' trainer.
@@ -235,7 +238,7 @@ def misfit_of_groups(build_optimizer: Callable[..., torch.optim.Optimizer]) -> s
             with _muted():
                 groups = build_optimizer(trainer, model, name=optimizer, lr=0.01, decay=0.01).param_groups
             seen = {names[id(param)]: _kind(group, names) for group in groups for param in group["params"]}
-        except Exception as error:  # whatever it raises, it is no method that we know
+        except Exception as error:  # any error means that this is not the method that we know
             return f"BaseTrainer.build_optimizer fails for {optimizer} on a model of two layers: {error!r}"
         if seen != expected:
             return f"BaseTrainer.build_optimizer sorts parameters for {optimizer} into {seen}, not {expected}"
@@ -244,7 +247,7 @@ def misfit_of_groups(build_optimizer: Callable[..., torch.optim.Optimizer]) -> s
 
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
-    """Without lines in Ultralytics' log about an optimizer that trains nothing."""
+    """Silence Ultralytics' log inside this block, for an optimizer that trains nothing."""
     log = importlib.import_module("ultralytics.utils").LOGGER
 
     def drop(_record: logging.LogRecord) -> bool:

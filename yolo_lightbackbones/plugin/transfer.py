@@ -1,8 +1,8 @@
-"""Which weights of one detector may go into another by name; knows no Ultralytics and no family.
+"""Chooses the weights of one detector that may go into another; imports neither Ultralytics nor a family.
 
-Ultralytics takes over every tensor whose name and shape occur in both models. Names count rows: `model.16.conv.weight`.
-One row with a backbone of ours stands for many of its own, so between a stock model and one of ours the same name means
-another layer, and what fits by chance would arrive in a wrong place.
+Ultralytics loads every tensor whose name and shape occur in both models. Names contain row numbers, as in
+`model.16.conv.weight`. One row with our backbone replaces many rows of a stock model. So the same name means different
+layers in the two models, and a tensor that fits by chance would be loaded into a wrong layer.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from yolo_lightbackbones.layers import ConvNorm
 
 @dataclass
 class Chosen:
-    """Pretrained weights as `BaseModel.load` reads them, of some rows only; in everything else the model itself.
+    """Pretrained weights of chosen rows, for `BaseModel.load`. All other attributes are those of the source model.
 
     Args:
-        source: the model that they are of.
-        tensors: by name in its state dict.
-        with_head: whether its last row is among them.
-        notes: one sentence for everything that is not taken over though its name and shape fit.
+        source: the model that the weights come from.
+        tensors: name in the state dict -> chosen tensor.
+        with_head: whether the last row, the head, is among the chosen rows.
+        notes: sentences for the user about weights that are not taken over, or only in part.
     """
 
     source: nn.Module
@@ -37,7 +37,7 @@ class Chosen:
     notes: list[str] = field(default_factory=list)
 
     def float(self) -> Chosen:
-        """Itself: the tensors are in single precision already."""
+        """Return this object: the tensors are in single precision already."""
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ class Chosen:
 
     @property
     def model(self) -> Sequence[Any]:
-        """The rows; no head is there to be copied where its weights are not."""
+        """The rows of the source model. Without weights of the head there is only None, so that no head is copied."""
         rows: Sequence[Any] = self.source.model if self.with_head else [None]  # type: ignore[assignment]
         return rows
 
@@ -55,9 +55,9 @@ class Chosen:
 
 
 def choose(target: nn.Module, source: nn.Module) -> Chosen:
-    """The weights of `source` that belong into `target`, a first convolution for other images adapted.
+    """Choose the weights of `source` that belong in `target`; adapt a first convolution for another number of channels.
 
-    Both are models as Ultralytics builds them, with `model`, a sequence of rows. Neither is changed.
+    Both are models as Ultralytics builds them, with a sequence of rows in `model`. Neither is changed.
     """
     mine, theirs = _rows(target), _rows(source)
     common = matching_rows(mine, theirs)
@@ -75,9 +75,9 @@ def choose(target: nn.Module, source: nn.Module) -> Chosen:
 
 
 def take_over_taps(target: nn.Module, source: nn.Module) -> None:
-    """Put the taps of `target` where `source` has them, in stages of the same tensors.
+    """Move the taps of `target` to where `source` has them, in stages whose tensors have the same shapes.
 
-    Weights that timm trained have their taps one block earlier, and a state dict may not say so.
+    Weights trained by timm have their taps one block earlier, and a state dict may not contain that.
     """
     mine, theirs = _rows(target), _rows(source)
     for i in matching_rows(mine, theirs):
@@ -87,11 +87,11 @@ def take_over_taps(target: nn.Module, source: nn.Module) -> None:
 
 
 def matching_rows(target: Sequence[nn.Module], source: Sequence[nn.Module]) -> set[int]:
-    """Indices of rows that are the same layer in both models: of one kind, from the same rows, counted alike.
+    """Indices of the rows that are the same layer in both models: same index, same kind, and same input rows.
 
-    Where all rows are connected alike, some may be of other kinds (a block of ours instead of Ultralytics', the head of
-    another task). Behind a backbone that the other model does not have, nothing is the same, and behind a first
-    difference in what rows there are, neither.
+    If all rows of the two models are connected alike, some may be of another kind (our block instead of Ultralytics',
+    or the head of another task), and the rows behind them still match. Otherwise no row behind the first difference
+    matches, and neither does any row behind a backbone that the other model does not have.
     """
     connected_alike = [_inputs(row) for row in target] == [_inputs(row) for row in source]
     matching: set[int] = set()
@@ -119,7 +119,7 @@ def _inputs(row: nn.Module) -> Any:
 
 
 def _same_kind(mine: nn.Module, theirs: nn.Module) -> bool:
-    """One class, or one derived from the other: heads of other tasks, or layers that a tool has wrapped."""
+    """Whether two rows have one class, or one derives from the other: heads of other tasks, or wrapped layers."""
     a, b = (type(row[0]) if type(row) is nn.Sequential and len(row) else type(row) for row in (mine, theirs))
     return issubclass(a, b) or issubclass(b, a)
 
@@ -141,10 +141,10 @@ def _explain(
 
 
 def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, wanted: Mapping[str, Tensor]) -> None:
-    """Make the first convolution of an RGB model one for images of other channels.
+    """Adapt the first convolution of an RGB model to images with another number of channels.
 
-    What an RGB model does to its image first (order of channels, mean, std) a model for other images does not do, so it
-    goes into the weights: exactly, but for the border of zeros that convolutions pad with.
+    An RGB model normalises its image first (channel order, mean, std); a model for other images does not. So the
+    normalisation is folded into the weights. This is exact, except at the border where convolutions pad with zeros.
     """
     found = theirs.image_conv()
     if found is None:
@@ -155,12 +155,12 @@ def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, w
         return
     weight, target = chosen.tensors[key], wanted[key]
     if weight.shape[1] == target.shape[1] or (weight.shape[0], weight.shape[2:]) != (target.shape[0], target.shape[2:]):
-        return  # it fits, or is of another variant, as other layers are then
+        return  # it fits, or is of another variant; then other layers differ, too
     if weight.shape[1] != 3 or has_folded(theirs) or has_folded(mine):
         chosen.notes.append(
-            f"The first convolution of {type(mine).__name__} keeps its weights of now: the pretrained ones are for "
-            f"images of {weight.shape[1]} channels and this model takes {target.shape[1]}; only weights for RGB, "
-            f"and not of a fused model, can be adapted. Train from RGB weights, or train this layer from scratch."
+            f"The first convolution of {type(mine).__name__} keeps its current weights: the pretrained ones are for "
+            f"images of {weight.shape[1]} channels and this model takes {target.shape[1]}; only RGB weights of a model "
+            f"that is not fused can be adapted. Train from RGB weights, or train this layer from scratch."
         )
         return
     rest, folded = theirs.fold_input()
