@@ -2,7 +2,7 @@
 
     python examples/demo.py
 
-No test runs this, because it takes minutes. Each step is an ordinary command, which is printed before it runs.
+No test runs this: it takes minutes. Each step is an ordinary command, which is printed before it runs.
 Everything is saved in runs/demo in the current folder. The data set is generated in Ultralytics' data set folder at
 first use.
 """

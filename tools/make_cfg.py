@@ -2,7 +2,7 @@
 
     python tools/make_cfg.py            # make cfg
 
-No test runs this, because it takes minutes. `tests/test_configs.py` compares its output with cfg/.
+No test runs this: it takes minutes. `tests/test_configs.py` compares its output with cfg/.
 
 The necks are data in `yolo_lightbackbones/configs/necks.py`; `yolo_lightbackbones/configs/writer.py` makes the text.
 """
