@@ -579,7 +579,7 @@ def test_the_rest_of_a_config_within_bounds(changes: dict[str, Any], message: st
 
 def test_channels_of_the_image_within_bounds() -> None:
     for channels in (0, -1, 2**63):
-        with pytest.raises(ConfigError, match=r"row 0 .*the image has -?\d+ channels; from 1 to 8192"):
+        with pytest.raises(ConfigError, match=r"row 0 .*the image has -?\d+ channels; allowed are 1 to 8192"):
             translate(model(), in_channels=channels)
 
 
