@@ -394,7 +394,7 @@ def test_mnn_converter_neither_installs_nor_reports(
     installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it does, it does when it is imported."""
-    tools = pytest.importorskip("MNN").tools
+    tools = pytest.importorskip("MNN.tools")
     done: list[str] = []
 
     def unreachable(request: urllib.request.Request) -> None:
