@@ -90,7 +90,7 @@ def prepare(root: Path, *options: str) -> Result:
 
 
 def report(root: Path, *options: str, exit_code: int = 0) -> Content:
-    """What --json prints, which is all there is on stdout."""
+    """Run the command with --json and parse its stdout, which must hold nothing else."""
     result = prepare(root, "--json", *options)
     assert result.exit_code == exit_code, result.output
     found: Content = json.loads(result.stdout)

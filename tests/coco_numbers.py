@@ -38,7 +38,7 @@ def coco_eval(predictions: Path, annotations: Path, *options: object) -> Result:
 
 
 def numbers(predictions: Path, annotations: Path, *options: object) -> dict[str, Any]:
-    """What --json prints, which is all there is on stdout."""
+    """Run the command with --json and parse its stdout, which must hold nothing else."""
     result = coco_eval(predictions, annotations, "--json", *options)
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)

@@ -65,7 +65,7 @@ def write_pictures(folder: Path) -> Path:
 
 
 def run_without_torch(*args: object) -> str:
-    """What `detect.py` prints in a process where training's libraries cannot be imported."""
+    """Run `detect.py` in a process that cannot import the libraries of training, and return its output."""
     unimportable = dict.fromkeys(("torch", "torchvision", "ultralytics", "onnx", "yaml", "yolo_lightbackbones"))
     code = f"import sys; sys.path.insert(0, {str(EDGE)!r}); sys.modules.update({unimportable})"
     code += "; import detect; detect.main()"
