@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from yolo_lightbackbones import Backbone, Options, create_backbone, fuse, load_weights, registry
 from yolo_lightbackbones.cli import app
 from yolo_lightbackbones.layers import ConvNorm
+from yolo_lightbackbones.options import ROW_OPTIONS
 from yolo_lightbackbones.plugin import register, rows
 from yolo_lightbackbones.plugin.row import ConfigError
 from yolo_lightbackbones.stages import Stage, StagedBackbone
@@ -165,11 +166,34 @@ def test_options_come_one_way() -> None:
         Toy("a", Options(), taps=("P2",))
     with pytest.raises(TypeError, match=r"The options are 3; give Options"):
         Toy("a", 3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="pretrained"):
-        Toy("a", pretrained=True)
+    with pytest.raises(TypeError, match="weights"):
+        Toy("a", weights=True)
     with pytest.raises(ValueError, match=r"taps is 'P2'; give a sequence of taps: \('P2',\)"):
         Toy("a", taps="P2")
     assert str(Options(taps=["P3"], init="scratch")) == "Options(taps=('P3',), init='scratch')"
     for channels in (0, 8193, True, "3"):
         with pytest.raises(ValueError, match=r"the image has .* channels; allowed are 1 to 8192"):
             Options(in_channels=channels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"pretrained": True}, "pretrained"),
+        ({"imgsz": 224}, "imgsz"),
+        ({"pyramid": "simple"}, "pyramid"),
+        ({"taps": ("P3",), "normed_taps": ("P3",)}, "tap_norm"),
+    ],
+)
+def test_an_option_that_the_family_does_not_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], name: str
+) -> None:
+    monkeypatch.setattr(Direct, "row_options", {"init": ROW_OPTIONS["init"]})
+    with pytest.raises(ValueError, match=f"Direct has no option '{name}'. Allowed: init."):
+        Direct("a", Options(**{"taps": ("P3", "P4"), **given}))
+
+
+def test_a_row_takes_the_options_of_its_family_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Direct, "row_options", {"init": ROW_OPTIONS["init"]})
+    with pytest.raises(ConfigError, match=r"unknown option 'tap_norm'\. Allowed: init\."):
+        detector(tmp_path, "tap_norm: batch")

@@ -18,7 +18,7 @@ from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.inspection import Inspectable
 from yolo_lightbackbones.messages import did_you_mean, quoted
-from yolo_lightbackbones.options import TAPS, InitMode, Options, TapNormMode
+from yolo_lightbackbones.options import ROW_OPTIONS, TAPS, InitMode, Option, Options, TapNormMode
 
 if TYPE_CHECKING:
     from yolo_lightbackbones.blocks import BlockRow
@@ -44,6 +44,8 @@ class Backbone(Inspectable):
     """Name of a block in model YAMLs -> the class that a row of such blocks builds."""
     input_convention: ClassVar[InputConvention] = InputConvention()
     """The image preprocessing that the published weights expect."""
+    row_options: ClassVar[Mapping[str, Option]] = ROW_OPTIONS
+    """Options of a backbone row of this family; `set_taps` refuses others in `Options` as well."""
     row_init: ClassVar[InitMode] = "published"
     """Default of `init` for a backbone row in a model YAML: the value with which a detector learns faster from scratch,
     see docs/accuracy.md."""
@@ -76,8 +78,10 @@ class Backbone(Inspectable):
             options: the options of the backbone.
 
         Raises:
-            ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep.
+            ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep, and for an
+                option that the family does not have.
         """
+        options.check_offered(self.row_options, type(self).__name__)
         self.taps = options.choose_taps(offered, type(self).__name__)
         self.out_channels = tuple(offered[tap] for tap in self.taps)
         self.reductions = tuple(2 ** int(tap[1:]) for tap in self.taps)

@@ -16,9 +16,13 @@ TAPS = ("P2", "P3", "P4", "P5")
 MOST_CHANNELS = 8192
 """Most channels of an image or of a row of blocks; more is a mistake, and would not fit into memory."""
 
+LARGEST_IMAGE = 4096
+"""Longest side of an image that a backbone can be built for, in pixels; more would not fit into memory."""
+
 InputNormMode = Literal["auto", "none"]
 InitMode = Literal["published", "scratch"]
 TapNormMode = Literal["none", "batch"]
+PyramidMode = Literal["none", "simple"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,24 @@ ROW_OPTIONS: Mapping[str, Option] = {
     "init": choice("published", "scratch"),
     "tap_norm": choice("none", "batch"),
 }
-"""Options of a backbone row in a model YAML. `Options` has the same names, but `normed_taps` instead of `tap_norm`."""
+"""Options of a row of any family. `Options` has the same names, but `normed_taps` instead of `tap_norm`."""
+
+FURTHER_OPTIONS: Mapping[str, Option] = {
+    "pretrained": Option(False, "true, false, or a file of weights", lambda value: isinstance(value, bool | str)),
+    "imgsz": Option(
+        None,
+        f"a side in pixels or [height, width], whole numbers from 32 to {LARGEST_IMAGE}",
+        lambda value: (
+            _is_side(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_side, value)))
+        ),
+    ),
+    "pyramid": choice("none", "simple"),
+}
+"""Options of a backbone row that only some families have; `Backbone.row_options` has those of a family."""
+
+
+def _is_side(value: Any) -> bool:
+    return is_whole(value) and 32 <= value <= LARGEST_IMAGE
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +125,11 @@ class Options:
             faster: PyTorch's defaults, open gates of squeeze-and-excitation, and layer scales of 0.1.
         normed_taps: the taps that get a BatchNorm behind them. Published implementations have none. They are for necks
             that join a tap with their own feature maps: without a norm, a tap can be many times larger than those.
+        pretrained: True for the published weights, or a file of weights.
+        imgsz: side of the image, or its height and width, in pixels, for a variant that is built for one size.
+        pyramid: `"simple"` makes all taps from the last map of a variant that has only one reduction.
+
+    The last three are for families that have them in `Backbone.row_options`; others refuse them.
 
     Raises:
         ValueError: for a value that is not allowed. The variant checks the names of the taps.
@@ -115,6 +141,9 @@ class Options:
     input_norm: InputNormMode = "auto"
     init: InitMode = "published"
     normed_taps: Sequence[str] = ()
+    pretrained: bool | str = False
+    imgsz: int | Sequence[int] | None = None
+    pyramid: PyramidMode = "none"
 
     def __post_init__(self) -> None:
         if not is_whole(self.in_channels) or not 1 <= self.in_channels <= MOST_CHANNELS:
@@ -124,10 +153,9 @@ class Options:
             if isinstance(given, str):
                 raise ValueError(f"{name} is {quoted(given)}; give a sequence of taps: ({quoted(given)},).")
             object.__setattr__(self, name, None if given is None else tuple(given))
-        for name in ("drop_path_rate", "input_norm", "init"):
-            value = getattr(self, name)
-            if name != "drop_path_rate" or value is not None:
-                ROW_OPTIONS[name].check(name, value)
+        for name, option in {**ROW_OPTIONS, **FURTHER_OPTIONS}.items():
+            if name != "tap_norm" and getattr(self, name) != option.default:
+                option.check(name, getattr(self, name))
 
     def __repr__(self) -> str:
         """Show only the values that differ from the defaults: Ultralytics prints them in its table of layers."""
@@ -158,6 +186,22 @@ class Options:
                 f"normed_taps are {quoted(self.normed_taps)}; they must be among the taps, {', '.join(taps)}."
             )
         return taps
+
+    def check_offered(self, offered: Mapping[str, Option], name: str) -> None:
+        """Refuse an option that a family does not have.
+
+        Args:
+            offered: options of the family's row.
+            name: name of the backbone for error messages.
+
+        Raises:
+            ValueError: for the first such option that has another value than its default.
+        """
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        if "normed_taps" in given:
+            given.add("tap_norm")
+        if unknown := [option for option in (*ROW_OPTIONS, *FURTHER_OPTIONS) if option in given - {*offered}]:
+            raise ValueError(f"{name} has no option {unknown[0]!r}. Allowed: {', '.join(offered)}.")
 
     @classmethod
     def of(cls, options: Options | None, named: Mapping[str, Any]) -> Options:

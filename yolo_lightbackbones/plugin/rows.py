@@ -26,7 +26,7 @@ from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.bounds import is_number, is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
-from yolo_lightbackbones.options import MOST_CHANNELS, ROW_OPTIONS
+from yolo_lightbackbones.options import MOST_CHANNELS, Option
 from yolo_lightbackbones.plugin import hints, limits
 from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, parse
 
@@ -152,7 +152,7 @@ def _backbone_args(
     scale = _scale(row, config)
     if isinstance(wanted, Mapping):
         letters = {str(letter): value for letter, value in wanted.items()}
-        if unknown := [letter for letter in letters if letter in ROW_OPTIONS]:
+        if unknown := [letter for letter in letters if letter in family.row_options]:
             raise row.error(
                 f"{unknown[0]!r} is an option; the variant comes first: [{example[1:-1]}, {{{unknown[0]}: ...}}]."
             )
@@ -174,7 +174,7 @@ def _backbone_args(
         variant = family.resolve_variant(wanted)
     except ValueError as error:
         raise row.error(f"{error}{hints.variant_meant(wanted, family, families)}") from None
-    return f"{family.family}_{variant}", _options(row)
+    return f"{family.family}_{variant}", _options(row, family.row_options)
 
 
 def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
@@ -202,18 +202,18 @@ def _is_scale(factors: Any) -> bool:
     return bool(0 < depth <= limits.LARGEST_FACTOR and 0 < width <= limits.LARGEST_FACTOR and channels >= 1)
 
 
-def _options(row: Row) -> dict[str, Any]:
+def _options(row: Row, allowed: Mapping[str, Option]) -> dict[str, Any]:
     options = row.args[1] if len(row.args) == 2 else {}
     if not isinstance(options, Mapping):
         raise row.error(
-            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(ROW_OPTIONS)}."
+            f"the second argument is {quoted(options)}; it must be a mapping of options: {', '.join(allowed)}."
         )
     for name, value in options.items():
-        if name not in ROW_OPTIONS:
+        if name not in allowed:
             hint = "" if name not in _WEIGHTS_OPTIONS else " Published weights come in with `lightbackbones convert`."
-            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(ROW_OPTIONS)}.")
+            raise row.error(f"unknown option {quoted(name)}.{hint} Allowed: {', '.join(allowed)}.")
         try:
-            ROW_OPTIONS[name].check(name, value)
+            allowed[name].check(name, value)
         except ValueError as error:
             raise row.error(str(error)) from None
     return dict(options)
