@@ -101,8 +101,10 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 def test_options_are_strict() -> None:
-    with pytest.raises(TypeError, match="pretrained"):
-        create_backbone("edgevit_xxs", pretrained=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="weights"):
+        create_backbone("edgevit_xxs", weights=True)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"EdgeViT has no option 'pretrained'\. Allowed: drop_path_rate, input_norm"):
+        create_backbone("edgevit_xxs", pretrained=True)
     with pytest.raises(TypeError, match="positional"):
         create_backbone("edgevit_xxs", 3)  # type: ignore[call-arg]
 

@@ -7,7 +7,7 @@ The rest of the package relies only on this contract. The families of this packa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -81,8 +81,9 @@ class Backbone(Inspectable):
             ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep, and for an
                 option that the family does not have.
         """
-        options.check_offered(self.row_options, type(self).__name__)
-        self.taps = options.choose_taps(offered, type(self).__name__)
+        name = type(self).__name__
+        options.check_offered(self.row_options, name)
+        self.taps = options.choose_taps(offered, name, self.pyramid_hint(offered, options.pyramid))
         self.out_channels = tuple(offered[tap] for tap in self.taps)
         self.reductions = tuple(2 ** int(tap[1:]) for tap in self.taps)
 
@@ -107,15 +108,31 @@ class Backbone(Inspectable):
             )
 
     @classmethod
-    def offered_taps(cls, variant: Any) -> dict[str, int]:
+    def offered_taps(cls, variant: Any, **chosen: Any) -> dict[str, int]:
         """All taps that a variant offers, shallow to deep: tap -> channels. Builds the variant on the meta device.
 
+        Args:
+            variant: a short or full name.
+            chosen: options on which the taps depend, such as `pyramid="simple"`.
+
         Raises:
-            ValueError: for an unknown variant.
+            ValueError: for an unknown variant, and for options that do not suit it.
         """
         with torch.device("meta"):
-            backbone = cls(variant, Options(taps=None))
+            backbone = cls(variant, Options(taps=None, **chosen))
         return dict(zip(backbone.taps, backbone.out_channels, strict=True))
+
+    @classmethod
+    def pyramid_hint(cls, offered: Iterable[str], pyramid: str) -> str:
+        """A sentence for errors about missing taps of a variant with a single map; empty for others.
+
+        Args:
+            offered: the taps on offer.
+            pyramid: the value of the option.
+        """
+        if pyramid != "none" or "pyramid" not in cls.row_options or len(list(offered)) > 1:
+            return ""
+        return f" With the option pyramid: simple, it has {', '.join(TAPS)}."
 
     @classmethod
     def resolve_variant(cls, name: str) -> str:

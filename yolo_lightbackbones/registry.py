@@ -20,7 +20,7 @@ from yolo_lightbackbones import backbones
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
-from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
+from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options, PyramidMode
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
@@ -90,6 +90,9 @@ def create_backbone(
     input_norm: InputNormMode = "auto",
     init: InitMode = "published",
     normed_taps: Sequence[str] = (),
+    pretrained: bool | str = False,
+    imgsz: int | Sequence[int] | None = None,
+    pyramid: PyramidMode = "none",
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
@@ -105,7 +108,8 @@ def create_backbone(
         hint = f" Did you mean '{meant.family}_{variant}'?" if meant and variant else did_you_mean(_spelt(name), names)
         raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
     cls, variant = found
-    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps))
+    further: dict[str, Any] = {"pretrained": pretrained, "imgsz": imgsz, "pyramid": pyramid}
+    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps, **further))
 
 
 def find(name: str) -> tuple[type[Backbone], str] | None:

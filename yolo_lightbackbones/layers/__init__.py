@@ -6,6 +6,14 @@ Checkpoints store each class with the module that defines it, so moving a class 
 from yolo_lightbackbones.layers.circular import Axis, CircularConv, FixedConv
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.drop_path import DropPath, drop_path_rates
+from yolo_lightbackbones.layers.feature_pyramid import (
+    PYRAMID,
+    PYRAMID_CHANNELS,
+    PyramidLevel,
+    SimpleFeaturePyramid,
+    check_plain,
+    pyramid_taps,
+)
 from yolo_lightbackbones.layers.inverted_residual import InvertedResidual
 from yolo_lightbackbones.layers.norms import BatchNorm2d, LayerNorm2d
 from yolo_lightbackbones.layers.parameters import init_for_scratch, no_weight_decay
@@ -13,6 +21,8 @@ from yolo_lightbackbones.layers.parc import FoldedParCBranch, ParCBranch
 from yolo_lightbackbones.layers.position import PositionEmbedding
 
 __all__ = [
+    "PYRAMID",
+    "PYRAMID_CHANNELS",
     "Axis",
     "BatchNorm2d",
     "CircularConv",
@@ -24,7 +34,11 @@ __all__ = [
     "LayerNorm2d",
     "ParCBranch",
     "PositionEmbedding",
+    "PyramidLevel",
+    "SimpleFeaturePyramid",
+    "check_plain",
     "drop_path_rates",
     "init_for_scratch",
     "no_weight_decay",
+    "pyramid_taps",
 ]

@@ -33,6 +33,9 @@ from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, pa
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 """Names of the option for published weights in other projects."""
 
+_SHAPING_OPTIONS = ("imgsz", "pyramid")
+"""Options on which the taps of a variant depend."""
+
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
     """Whether a model config has a backbone or a tap. Never raises: other configs are left to Ultralytics."""
@@ -60,16 +63,19 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
     variant, options = _backbone_args(backbone, families, config)
-    offered = _offered_taps(backbone, family, variant)
+    offered = _offered_taps(backbone, family, variant, options)
     taps, channels = tuple(offered), tuple(offered.values())
 
-    positions = {row.number: _tap_position(row, backbone, taps, channels) for row in rows[1:]}
-    used = [position for position in positions.values() if position is not None]
+    hint = family.pyramid_hint(taps, options.get("pyramid", "none"))
+    positions = {row.number: _tap_position(row, backbone, taps, channels, hint) for row in rows[1:]}
+    used = sorted({position for position in positions.values() if position is not None})
     if not used:
         raise backbone.error(f"nothing uses this backbone. Add rows such as [0, 1, Tap, [{taps[-1]}]].")
 
-    # Do not build stages behind the deepest tap that is used, nor norms of unused taps: they would never be trained.
-    needed, normed = taps[: max(used) + 1], [tap for number, tap in enumerate(taps) if number in used]
+    # Do not build stages behind the deepest tap that is used, nor norms and levels of a pyramid for unused taps: they
+    # would never be trained.
+    built = used if options.get("pyramid") == "simple" else list(range(used[-1] + 1))
+    needed, normed = [taps[number] for number in built], [taps[number] for number in used]
     resolved = _resolve(backbone, family, options, in_channels=in_channels, taps=needed, normed_taps=normed)
     translated: list[list[Any]] = []
     for row in rows:
@@ -77,7 +83,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
         if row is backbone:
             translated.append([row.source, row.repeats, row.module, [variant, resolved]])
         elif position is not None:
-            translated.append([row.source, row.repeats, INDEX, [channels[position], position]])
+            translated.append([row.source, row.repeats, INDEX, [channels[position], built.index(position)]])
         else:
             translated.append([row.source, row.repeats, row.module, row.args])
     split = len(as_list(config.get("backbone")))
@@ -87,7 +93,9 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
 def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
     """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
-    if options.pop("tap_norm", family.row_tap_norm) == "none":
+    # the levels of a pyramid end with norms
+    tap_norm = "none" if options.get("pyramid") == "simple" else family.row_tap_norm
+    if options.pop("tap_norm", tap_norm) == "none":
         del options["normed_taps"]
     try:
         return Options(**options)
@@ -250,28 +258,32 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(row: Row, family: type[Backbone], variant: str) -> dict[str, int]:
-    """All taps that a variant offers: tap -> channels.
+def _offered_taps(row: Row, family: type[Backbone], variant: str, options: Mapping[str, Any]) -> dict[str, int]:
+    """All taps that a variant offers with these options of its row: tap -> channels.
 
     Finding them takes up to half a second, and a process may parse a model many times. So the result is kept while the
     class and the config of the variant stay the same objects.
     """
-    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant)
+    chosen = {name: options[name] for name in _SHAPING_OPTIONS if name in options}
+    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant, repr(chosen))
     known = _known_taps.get(key)
     if known is None or known[0] is not config:
         try:
-            known = (config, family.offered_taps(variant))
+            known = (config, family.offered_taps(variant, **chosen))
         except ValueError as error:
             raise row.error(str(error)) from error
         _known_taps[key] = known
     return known[1]
 
 
-_known_taps: dict[tuple[type[Backbone], str], tuple[Any, dict[str, int]]] = {}
+_known_taps: dict[tuple[type[Backbone], str, str], tuple[Any, dict[str, int]]] = {}
 
 
-def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...]) -> int | None:
-    """Index of the backbone output that a row takes; None for a row that takes none."""
+def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...], hint: str) -> int | None:
+    """Index of the backbone output that a row takes; None for a row that takes none.
+
+    `hint` is added to the error about a tap that the backbone does not have.
+    """
     takes_backbone = backbone.number in row.sources
     if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not is_whole(row.source):
         raise row.error(f"'from' is {flow(row.source)}; write {backbone.number}.")
@@ -285,7 +297,7 @@ def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tupl
             raise row.error(f"repeats is {quoted(row.repeats)}; a tap cannot be repeated: write 1.")
         if len(row.args) != 1 or row.args[0] not in taps:
             given = flow(row.args[0] if len(row.args) == 1 else row.args)
-            raise row.error(f"{backbone.module} has no tap {given}. Allowed, one of: {', '.join(taps)}.")
+            raise row.error(f"{backbone.module} has no tap {given}. Allowed, one of: {', '.join(taps)}.{hint}")
         return taps.index(row.args[0])
     if not takes_backbone:
         return None
