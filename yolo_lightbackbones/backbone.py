@@ -18,7 +18,7 @@ from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.inspection import Inspectable
 from yolo_lightbackbones.messages import did_you_mean, quoted
-from yolo_lightbackbones.options import ROW_OPTIONS, TAPS, InitMode, Option, Options, TapNormMode
+from yolo_lightbackbones.options import ROW_OPTIONS, TAPS, InitMode, Option, Options, PyramidMode, TapNormMode
 
 if TYPE_CHECKING:
     from yolo_lightbackbones.blocks import BlockRow
@@ -133,6 +133,11 @@ class Backbone(Inspectable):
         if pyramid != "none" or "pyramid" not in cls.row_options or len(list(offered)) > 1:
             return ""
         return f" With the option pyramid: simple, it has {', '.join(TAPS)}."
+
+    @classmethod
+    def default_tap_norm(cls, variant: str, pyramid: PyramidMode = "none") -> TapNormMode:
+        """Default of `tap_norm` for a backbone row with this variant; the levels of a pyramid end with norms."""
+        return "none" if pyramid == "simple" else cls.row_tap_norm
 
     @classmethod
     def resolve_variant(cls, name: str) -> str:

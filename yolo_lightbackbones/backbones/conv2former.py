@@ -23,12 +23,17 @@ from yolo_lightbackbones import fusion, moved
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import IMAGENET
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.layers import (
+    LAYER_SCALE_FOR_SCRATCH,
+    BatchNorm2d,
+    Downsample,
+    DropPath,
+    LayerNorm2d,
+    add_scaled,
+    drop_path_rates,
+)
 from yolo_lightbackbones.options import Option, odd, scale, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
-
-LAYER_SCALE_FOR_SCRATCH = 0.1
-"""From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks do almost nothing."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +120,6 @@ class Stem(fusion.Fusible):
         return self
 
 
-class Downsample(fusion.Fusible):
-    """LayerNorm and a 2x2 convolution of stride 2: (B, in_channels, H, W) -> (B, dim, H / 2, W / 2)."""
-
-    def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm2d(in_channels, eps=1e-6)
-        self.conv = Conv2d(in_channels, dim, 2, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.norm(x))
-        return out
-
-    def fold(self) -> Downsample:
-        self.conv = fusion.scale_inputs(self.conv, *fusion.take_affine(self.norm))
-        return self
-
-
 class ConvModulation(fusion.Fusible):
     """Convolutional modulation (paper, section 3.2): (B, dim, H, W) -> the same.
 
@@ -202,8 +190,8 @@ class ConvModBlock(fusion.Fusible):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _add_scaled(x, self.drop_path(self.attn(x)), self.layer_scale1)
-        x = _add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
+        x = add_scaled(x, self.drop_path(self.attn(x)), self.layer_scale1)
+        x = add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
         return x
 
     def fold(self) -> ConvModBlock:
@@ -215,19 +203,6 @@ class ConvModBlock(fusion.Fusible):
         self.mlp.fc2 = fusion.scale_outputs(self.mlp.fc2, self.layer_scale2)
         self.layer_scale1 = self.layer_scale2 = None
         return self
-
-
-def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    """`x + scale * branch` with `scale` (dim,), computed in float32 at least.
-
-    Under autocast, where parameters are float32, the sum stays in float32: rounded to half precision, it would not
-    differ from `x` until the layer scale has grown a thousandfold. A half precision model gets its own dtype back.
-    """
-    if scale is None:
-        return x + branch
-    exact = torch.promote_types(x.dtype, torch.float32)
-    out = x.to(exact) + scale.to(exact).view(1, -1, 1, 1) * branch.to(exact)
-    return out.to(torch.promote_types(x.dtype, scale.dtype))
 
 
 class ConvModBlocks(BlockRow):
@@ -276,7 +251,7 @@ class Conv2Former(StagedBackbone):
         in_channels: int | None = None
         reduction = 4
         for dim, stage_rates in zip(config.dims, rates, strict=True):
-            downsample = None if in_channels is None else Downsample(in_channels, dim)
+            downsample = None if in_channels is None else Downsample(in_channels, dim, Conv2d)
             blocks = [
                 ConvModBlock(dim, config.kernel_size, config.mlp_ratio, config.layer_scale, rate)
                 for rate in stage_rates

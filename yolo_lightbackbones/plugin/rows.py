@@ -76,7 +76,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     # would never be trained.
     built = used if options.get("pyramid") == "simple" else list(range(used[-1] + 1))
     needed, normed = [taps[number] for number in built], [taps[number] for number in used]
-    resolved = _resolve(backbone, family, options, in_channels=in_channels, taps=needed, normed_taps=normed)
+    resolved = _resolve(backbone, family, variant, options, in_channels=in_channels, taps=needed, normed_taps=normed)
     translated: list[list[Any]] = []
     for row in rows:
         position = positions.get(row.number)
@@ -90,12 +90,10 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     return {**config, "backbone": translated[:split], "head": translated[split:]}
 
 
-def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
+def _resolve(row: Row, family: type[Backbone], variant: str, given: Mapping[str, Any], **known: Any) -> Options:
     """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
-    # the levels of a pyramid end with norms
-    tap_norm = "none" if options.get("pyramid") == "simple" else family.row_tap_norm
-    if options.pop("tap_norm", tap_norm) == "none":
+    if options.pop("tap_norm", family.default_tap_norm(variant, given.get("pyramid", "none"))) == "none":
         del options["normed_taps"]
     try:
         return Options(**options)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_lightbackbones import layers
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.plugin import releases
@@ -116,6 +117,8 @@ def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
 
 def _is_matrix(module: nn.Module) -> bool:
     """Whether the weight of this module maps all of its inputs to all of its outputs."""
+    if isinstance(module, layers.CircularConv):
+        return module.dense
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
