@@ -153,6 +153,8 @@ class Options:
             if isinstance(given, str):
                 raise ValueError(f"{name} is {quoted(given)}; give a sequence of taps: ({quoted(given)},).")
             object.__setattr__(self, name, None if given is None else tuple(given))
+        if isinstance(self.imgsz, list):
+            object.__setattr__(self, "imgsz", tuple(self.imgsz))
         for name, option in {**ROW_OPTIONS, **FURTHER_OPTIONS}.items():
             if name != "tap_norm" and getattr(self, name) != option.default:
                 option.check(name, getattr(self, name))

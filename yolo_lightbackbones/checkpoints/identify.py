@@ -36,7 +36,7 @@ class Variant:
     short_name: str
 
     def __str__(self) -> str:
-        return f"{self.family.family}_{self.short_name}"
+        return self.family.full_name(self.short_name)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def matching_variants(backbone: Backbone) -> list[Variant]:
     There are several only if the stages in which they differ were not built.
     """
     family = type(backbone)
+    if backbone.variant is not None:
+        return [Variant(family, backbone.variant)]
     found = backbone.image_conv()
     # a pyramid and its taps are no part of a variant
     taps = None if getattr(backbone, PYRAMID, None) is not None else backbone.taps
@@ -155,7 +157,7 @@ def _built(family: type[Backbone], variant: str, options: Options) -> Shapes:
     Building takes up to half a second, and one message may need all variants, so the answer is kept for as long as the
     config of the variant is the same one.
     """
-    config, key = family.variants[variant], (family, variant, options)
+    config, key = family.config_of(variant), (family, variant, options)
     known = _known.get(key)
     if known is None or known[0] is not config:
         with torch.device("meta"):

@@ -175,7 +175,7 @@ def _model(name: str, kind: Kind, net: Any) -> Target:
 
 def full_name(backbone: Backbone, name: str) -> str:
     """`repvit_m0_9` for a backbone that was asked for as `repvit_m0.9`."""
-    return f"{backbone.family}_{backbone.resolve_variant(name)}"
+    return backbone.full_name(backbone.resolve_variant(name))
 
 
 def _device(empty: bool) -> Any:

@@ -91,7 +91,7 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
 
 def _example(family: type[Backbone], variant: str | None = None, args: Sequence[Any] = ()) -> str:
     """A correct backbone row; it keeps the variant of the wrong row (`args`) if the family has that variant."""
-    first: Any = variant or next(iter(family.variants))
+    first: Any = variant or family.example()
     if variant is None and args:
         with contextlib.suppress(ValueError):
             first = args[0] if isinstance(args[0], Mapping) else family.resolve_variant(str(args[0]))

@@ -33,9 +33,6 @@ from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, pa
 _WEIGHTS_OPTIONS = ("pretrained", "pretrain", "weights", "checkpoint", "ckpt")
 """Names of the option for published weights in other projects."""
 
-_SHAPING_OPTIONS = ("imgsz", "pyramid")
-"""Options on which the taps of a variant depend."""
-
 
 def names_backbone(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> bool:
     """Whether a model config has a backbone or a tap. Never raises: other configs are left to Ultralytics."""
@@ -63,7 +60,7 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     backbone = _backbone_row(rows, families)
     family = families[backbone.module]
     variant, options = _backbone_args(backbone, families, config)
-    offered = _offered_taps(backbone, family, variant, options)
+    offered = _offered_taps(backbone, family, variant, _resolve(backbone, family, variant, options))
     taps, channels = tuple(offered), tuple(offered.values())
 
     hint = family.pyramid_hint(taps, options.get("pyramid", "none"))
@@ -94,7 +91,7 @@ def _resolve(row: Row, family: type[Backbone], variant: str, given: Mapping[str,
     """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
     if options.pop("tap_norm", family.default_tap_norm(variant, given.get("pyramid", "none"))) == "none":
-        del options["normed_taps"]
+        options.pop("normed_taps", None)
     try:
         return Options(**options)
     except ValueError as error:
@@ -148,7 +145,7 @@ def _backbone_args(
 ) -> tuple[str, dict[str, Any]]:
     """Read variant and options of a backbone row: `[variant or {scale letter: variant}, {option: value}]`."""
     family = families[row.module]
-    example = f"[{next(iter(family.variants))}]"
+    example = f"[{family.example()}]"
     if not 1 <= len(row.args) <= 2:
         raise row.error(
             f"{len(row.args)} arguments; {row.module} takes a variant, or a mapping from scale letter to variant, "
@@ -175,12 +172,12 @@ def _backbone_args(
             )
         wanted = letters[scale]
     if not isinstance(wanted, str):
-        raise row.error(f"the variant is {quoted(wanted)}; it must be a name out of {', '.join(family.variants)}.")
+        raise row.error(f"the variant is {quoted(wanted)}; it must be a name out of {family.choices()}.")
     try:
         variant = family.resolve_variant(wanted)
     except ValueError as error:
         raise row.error(f"{error}{hints.variant_meant(wanted, family, families)}") from None
-    return f"{family.family}_{variant}", _options(row, family.row_options)
+    return family.full_name(variant), _options(row, family.row_options)
 
 
 def _scale(row: Row, config: Mapping[str, Any]) -> str | None:
@@ -256,25 +253,24 @@ def _check_block(row: Row, block: type[BlockRow]) -> None:
         raise row.error(str(error)) from None
 
 
-def _offered_taps(row: Row, family: type[Backbone], variant: str, options: Mapping[str, Any]) -> dict[str, int]:
-    """All taps that a variant offers with these options of its row: tap -> channels.
+def _offered_taps(row: Row, family: type[Backbone], variant: str, options: Options) -> dict[str, int]:
+    """All taps that a variant offers with the options of its row: tap -> channels.
 
     Finding them takes up to half a second, and a process may parse a model many times. So the result is kept while the
     class and the config of the variant stay the same objects.
     """
-    chosen = {name: options[name] for name in _SHAPING_OPTIONS if name in options}
-    config, key = family.variants[variant.removeprefix(f"{family.family}_")], (family, variant, repr(chosen))
+    config, key = family.config_of(variant.removeprefix(family.full_name(""))), (family, variant, options)
     known = _known_taps.get(key)
     if known is None or known[0] is not config:
         try:
-            known = (config, family.offered_taps(variant, **chosen))
+            known = (config, family.offered_taps(variant, options))
         except ValueError as error:
             raise row.error(str(error)) from error
         _known_taps[key] = known
     return known[1]
 
 
-_known_taps: dict[tuple[type[Backbone], str, str], tuple[Any, dict[str, int]]] = {}
+_known_taps: dict[tuple[type[Backbone], str, Options], tuple[Any, dict[str, int]]] = {}
 
 
 def _tap_position(row: Row, backbone: Row, taps: tuple[str, ...], channels: tuple[int, ...], hint: str) -> int | None:
