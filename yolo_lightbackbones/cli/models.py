@@ -25,12 +25,16 @@ MODELS = {
 }
 """Task -> class in `ultralytics.nn.tasks` that builds its models."""
 
-OTHER_MODELS = {
+MODELS_OF_HEADS = {
     "SemanticSegment": ("semantic", "SemanticSegmentationModel"),
     "Depth": ("depth", "DepthModel"),
     "RTDETRDecoder": ("detect", "RTDETRDetectionModel"),
+    "WorldDetect": ("detect", "WorldModel"),
+    "YOLOEDetect": ("detect", "YOLOEModel"),
+    "YOLOESegment": ("segment", "YOLOESegModel"),
+    "YOLOESegment26": ("segment", "YOLOESegModel"),
 }
-"""Head -> task and class of models that can only be described here. Not every Ultralytics has all of them."""
+"""Head -> task and class, where the task does not say the class. Not every Ultralytics has all of them."""
 
 
 @contextlib.contextmanager
@@ -142,21 +146,22 @@ def our_yamls(wanted: str = "") -> str:
     return f"such as {', '.join(close)}; all {len(names)} are in {finding.config_dir()}"
 
 
-def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:
-    """Build a model with random weights for the task of its head; `any_head` allows `OTHER_MODELS`, too."""
+def build(config: dict[str, Any], model: str, channels: int) -> Any:
+    """Build a model with random weights, of the class that belongs to its head."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.plugin import row
+    from yolo_lightbackbones.plugin import releases, row
 
+    head = _head(config)
     task = tasks.guess_model_task(config)
-    name = MODELS.get(task)
-    if any_head:
-        task, name = OTHER_MODELS.get(_head(config), (task, name))
-    if name is None or _head(config) is None or not hasattr(tasks, name):
+    task, name = MODELS_OF_HEADS.get(str(head), (task, MODELS.get(task)))
+    if name is None or head is None:
         raise UserError(
-            f"The last row of {model} is no head for any of {', '.join(MODELS)}. End it with Detect, Segment, "
-            "Classify, Pose or OBB."
+            f"The last row of {model} is no head for any of {', '.join(MODELS)}, semantic, depth. End it with Detect, "
+            "Segment, Classify, Pose or OBB."
         )
+    if not hasattr(tasks, name):
+        raise UserError(f"{model} cannot be built: {releases.lacks(str(head))}")
     untrusted.check_cost(config, channels, model)
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)

@@ -93,7 +93,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.suffix in {".yaml", ".yml"}:
         with models.quiet_ultralytics():
             config = models.read_yaml(text, scale, assume_first=True)
-            net = models.build(config, text, _channels(config, text), any_head=True)
+            net = models.build(config, text, _channels(config, text))
         return _model(text, "yaml", net)
     if scale is not None:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")

@@ -1,4 +1,4 @@
-"""Writes model YAMLs with comments: a backbone, a neck of one of Ultralytics' generations, and a head for a task.
+"""Writes model YAMLs with comments: a backbone, a neck of one of Ultralytics' models, and a head for a task.
 
 `tools/make_cfg.py` writes `cfg/` with it, and `lightbackbones new` writes a user's own YAMLs.
 """
@@ -13,7 +13,8 @@ from typing import Any
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.configs import finding
-from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
+from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Neck
+from yolo_lightbackbones.configs.wiring import Line, classifier, detector, reduction
 from yolo_lightbackbones.messages import flow, listed, quoted
 
 TASK_TITLES = {
@@ -22,6 +23,8 @@ TASK_TITLES = {
     "pose": "pose estimation",
     "obb": "oriented object detection",
     "classify": "image classification",
+    "semantic": "semantic segmentation",
+    "depth": "monocular depth estimation",
 }
 EXAMPLE_DATA = {
     "detect": "coco.yaml",
@@ -29,12 +32,15 @@ EXAMPLE_DATA = {
     "pose": "coco-pose.yaml",
     "obb": "DOTAv1.yaml",
     "classify": "imagenet",
+    "semantic": "cityscapes.yaml",
+    "depth": "nyu-depth.yaml",
 }
 SETTINGS = {
     "nc": "number of classes",
     "kpt_shape": "number of keypoints, number of dims (2 for x,y or 3 for x,y,visible)",
     "end2end": "whether to use end-to-end mode",
     "reg_max": "DFL bins",
+    "text_model": "encoder of the class names",
 }
 """Key of a model YAML -> the comment after it."""
 CLASSIFIER_NECK = "yolo26"
@@ -72,7 +78,8 @@ def write(
         figures: scale letter -> text to add to its comment after the variant, such as parameters and GFLOPs.
 
     Raises:
-        ValueError: for an unknown backbone, neck, task or scale, or levels that do not fit, with what is allowed.
+        ValueError: for an unknown backbone, neck, task or scale, a task that the neck has no head for, or levels that
+            do not fit, with what is allowed.
     """
     module, variants, title, source = _resolve(backbone)
     if neck not in NECKS:
@@ -80,6 +87,12 @@ def write(
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}. Allowed: {', '.join(TASKS)}.")
     chosen = NECKS[neck]
+    if task != "classify" and task not in chosen.heads:
+        others = ", ".join(name for name, other in NECKS.items() if task in other.heads)
+        raise ValueError(
+            f"{neck} has no head for the task {task!r}. It has heads for {', '.join(chosen.heads)}; necks with a head "
+            f"for {task}: {others}."
+        )
     letters = [letter for letter in chosen.scales if not isinstance(variants, Mapping) or letter in variants]
     if not letters:
         raise ValueError(
@@ -94,7 +107,7 @@ def write(
             module, variants, title, source = _resolve(f"{backbone}_{variants[scale]}")
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
-    row = [module, [dict(variants) if isinstance(variants, Mapping) else variants]]
+    row = [module, [{key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants]]
     with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
@@ -107,12 +120,12 @@ def write(
         outputs = f"{levels[0]}/{reduction(levels[0])} - {levels[-1]}/{reduction(levels[-1])} outputs"
         what = f"{generation} {TASK_TITLES[task]} {with_backbone}, {outputs}"
         head_title = [f"# {generation} head"]
-        settings = {"nc": 80, **({"kpt_shape": [17, 3]} if task == "pose" else {}), **chosen.settings}
+        settings = {"nc": 80, **chosen.heads[task].settings}
     lines = [
         "# yolo_lightbackbones, AGPL-3.0 licence",
         "",
         f"# {what}",
-        *_commands(name, task, letters, backbone),
+        *_commands(name, task, letters, backbone, neck),
         "",
         "# Parameters",
         *(f"{key}: {_flow(value)} # {SETTINGS[key]}" for key, value in settings.items()),
@@ -179,11 +192,14 @@ def _paper(family: type[Backbone]) -> str:
     return f" (arXiv {family.card.paper})" if family.card.paper else ""
 
 
-def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
+def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck: str) -> list[str]:
     """Comments with the commands that use the file."""
     small = finding.scaled_name(name, letters[0])
-    if small == name:
-        choice = "" if task == "classify" else f"    # letter: {letters[0]}"
+    if small == name and (task == "classify" or len(NECKS[neck].scales) == 1):
+        choice = ""
+    elif small == name:
+        other = f"; others: lightbackbones new --neck {neck} --scale {letters[-1]} ..." if len(letters) > 1 else ""
+        choice = f"    # letter: {letters[0]}{other}"
     else:
         choice = f"    # {', '.join(letters[:-1])} or {letters[-1]}; without a letter: {letters[0]}"
     verb = "" if task == "detect" else f"{task} "

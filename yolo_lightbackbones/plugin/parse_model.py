@@ -36,6 +36,8 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
                 return parse(d, ch, *args, **kwargs)
             except KeyError as error:  # raised by the parser for a module that it does not know
                 hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *block_rows])
+                if has_backbone:
+                    hints.explain_lacking(d, str(error.args[0]))
                 raise
 
     return parse_model
