@@ -1,11 +1,12 @@
 """Backbones as other libraries want them: torchvision's detectors, and segmentation_models.pytorch's decoders.
 
-Neither library is imported here. Images are RGB in 0..1 and are not normalised before: a backbone has its own input
-norm. torchvision's detectors must be given `image_mean=[0, 0, 0], image_std=[1, 1, 1]`, or they normalise a second time.
+Neither library is imported here. Images are RGB in 0..1, and nothing normalises them before: a backbone has its own
+input norm. Give torchvision's detectors `image_mean=[0, 0, 0], image_std=[1, 1, 1]`, or they normalise a second time.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from os import PathLike
 
@@ -16,7 +17,7 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints.engine import load_weights
 from yolo_lightbackbones.options import TAPS
 from yolo_lightbackbones.registry import create_backbone
-from yolo_lightbackbones.stages import StagedBackbone
+from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 class NamedMaps(nn.Module):
@@ -41,7 +42,8 @@ class Encoder(nn.Module):
     The first map is the image. The one at 1/2 has no channels, because no backbone here has a tap there: UPerNet, FPN,
     DeepLabV3 and Unet do without it. Add it to the library's encoders, and name it there:
 
-        smp.encoders.encoders["repvit"] = {"encoder": Encoder, "pretrained_settings": {}, "params": {"name": "repvit_m0_9"}}
+        params = {"name": "repvit_m0_9"}
+        smp.encoders.encoders["repvit"] = {"encoder": Encoder, "pretrained_settings": {}, "params": params}
         smp.UPerNet("repvit", encoder_weights=None)
 
     Args:
@@ -77,25 +79,25 @@ class Encoder(nn.Module):
         Raises:
             ValueError: for a backbone whose downsampling has no dilated form; a smaller `depth` needs none.
         """
-        layers = []
-        for stage in self.backbone.stages if isinstance(self.backbone, StagedBackbone) else ():
-            if stage.reduction > output_stride:
-                layers += [(stage.reduction // output_stride, module) for module in stage.modules()]
-        convs = [(rate, module) for rate, module in layers if isinstance(module, nn.Conv2d)]
-        odd = all(side % 2 and side // 2 == pad for _, conv in convs for side, pad in zip(conv.kernel_size, conv.padding))
-        known = isinstance(self.backbone, StagedBackbone) and not any(
-            isinstance(module, nn.ConvTranspose2d) for _, module in layers
-        )
-        if not known or not odd:
+        stages = self.backbone.stages if isinstance(self.backbone, StagedBackbone) else ()
+        for stage in (stage for stage in stages if isinstance(stage, Stage) and stage.reduction > output_stride):
+            rate = stage.reduction // output_stride // 2  # before the stride
+            for conv in (module for module in stage.modules() if isinstance(module, nn.Conv2d)):
+                strided = conv.stride != (1, 1)
+                conv.stride, conv.dilation = (1, 1), (rate, rate)
+                conv.padding = tuple(side // 2 * rate for side in conv.kernel_size)
+                rate = stage.reduction // output_stride if strided else rate
+        side = 2 * self.backbone.size_divisibility
+        image = torch.empty(2, self.out_channels[0], side, side, device="meta")
+        try:
+            kept = copy.deepcopy(self.backbone).to("meta")(image)[-1].shape[-1] == side // output_stride
+        except RuntimeError:  # even kernels change sizes, so that maps no longer fit together
+            kept = False
+        if not kept:
             raise ValueError(
                 f"{self.name} cannot keep its maps at 1/{output_stride}: its downsampling has no dilated form. "
                 f"Choose encoder_depth={output_stride.bit_length() - 1}, whose deepest map is at 1/{output_stride}."
             )
-        for rate, conv in convs:
-            if conv.stride != (1, 1):
-                conv.stride, rate = (1, 1), rate // 2  # this convolution still sees the map before the stride
-            conv.dilation = (rate, rate)
-            conv.padding = tuple(side // 2 * rate for side in conv.kernel_size)
         self.output_stride = output_stride
 
     def forward(self, x: Tensor) -> list[Tensor]:

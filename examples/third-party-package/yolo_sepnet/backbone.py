@@ -33,8 +33,8 @@ class SepBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pointwise(self.act(self.depthwise(x)))
-        return x + self.drop_path(out)
+        out: Tensor = x + self.drop_path(self.pointwise(self.act(self.depthwise(x))))
+        return out
 
 
 class SepBlocks(BlockRow):
