@@ -370,7 +370,8 @@ def add_pointwise(conv: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
 def _add_to_centre(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """Return the depthwise convolution `conv(x) + weight * x + bias`; weight (C,) or (C, 1, 1, 1), bias (C,)."""
     kernel_h, kernel_w = conv.kernel_size
-    same = conv.padding == (kernel_h // 2, kernel_w // 2) and conv.stride == (1, 1) and conv.dilation == (1, 1)
+    dilation_h, dilation_w = conv.dilation
+    same = conv.padding == (kernel_h // 2 * dilation_h, kernel_w // 2 * dilation_w) and conv.stride == (1, 1)
     if not (conv.groups == conv.in_channels == conv.out_channels and kernel_h % 2 and kernel_w % 2 and same):
         raise ValueError(f"Only a depthwise, odd, same-size convolution has a centre to add to, unlike {conv}.")
     own_weight, own_bias = _weight_and_bias(conv)

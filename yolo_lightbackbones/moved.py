@@ -67,13 +67,15 @@ def pickled_classes(others: Iterable[type[nn.Module]] = ()) -> dict[str, type[nn
     """List every layer of ours that a checkpoint may pickle: dotted path -> class.
 
     Args:
-        others: classes of other packages; all layers in their modules are included.
+        others: classes of other packages; all layers in what is loaded of their packages are included.
     """
-    modules = [*_modules(), *(sys.modules[cls.__module__] for cls in others)]
+    packages = {cls.__module__.partition(".")[0] for cls in others} - {PACKAGE}
+    loaded = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    modules = [*_modules(), *(module for module in loaded if isinstance(module, ModuleType))]
     return {
         f"{cls.__module__}.{cls.__qualname__}": cls
         for module in modules
-        for cls in vars(module).values()
+        for cls in list(vars(module).values())
         if isinstance(cls, type) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__
     }
 

@@ -203,8 +203,14 @@ def _load_families() -> None:
             cls = entry_point.load()
             if cls not in _families.values():
                 register_backbone(cls)
-        except Exception as error:  # somebody else's package must not take the built-in families down with it
-            warnings.warn(f"Backbone {entry_point.value!r} could not be registered: {error}", stacklevel=2)
+        except (Exception, SystemExit) as error:  # somebody else's package must not take the others down with it
+            dist = getattr(entry_point, "dist", None)
+            package = f" of the package {dist.name} {dist.version}" if dist is not None else ""
+            warnings.warn(
+                f"Backbone {entry_point.value!r}{package} could not be registered: {error or type(error).__name__}. "
+                "All others are there.",
+                stacklevel=2,
+            )
 
 
 def _add(cls: type[Backbone]) -> None:
@@ -215,9 +221,14 @@ def _add(cls: type[Backbone]) -> None:
                 raise ValueError(
                     f"The family {cls.family!r} is registered already, by {other.__module__}.{other.__name__}."
                 )
-            rows = other.block_rows  # a family that derives from another one may have the same rows
-            if taken := [name for name, row in cls.block_rows.items() if rows.get(name, row) is not row]:
+            # A family that derives from another one may have the same rows.
+            modules = {**other.block_rows, other.__name__: other}
+            if taken := [name for name, row in cls.block_rows.items() if modules.get(name, row) is not row]:
                 raise ValueError(f"Rows of {taken[0]} are registered already, by {other.__module__}.{other.__name__}.")
+            if cls.__name__ in other.block_rows:
+                raise ValueError(
+                    f"{cls.__name__} is a row of blocks of {other.__module__}.{other.__name__} already. Rename it."
+                )
         if cls.__name__ in _families:
             raise ValueError(f"A backbone class called {cls.__name__} is registered already.")
         _check_meanings(cls)

@@ -36,16 +36,19 @@ def published_weights(incomplete: str) -> list[str]:
 
 
 def model_yamls(incomplete: str) -> list[str]:
-    """Our model YAMLs, with and without scale letters: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
+    """Model YAMLs found by name, with and without letters: `yolov5_repvit.yaml`, `yolov5n_repvit.yaml`."""
     import yaml
 
     from yolo_lightbackbones.configs import finding
 
     names: list[str] = []
-    for path in sorted(finding.config_dir().glob("*.yaml")):
-        scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
-        names += dict.fromkeys([path.name, *(finding.scaled_name(path.name, letter) for letter in scales)])
-    return _fitting(names, incomplete)
+    for path in finding.model_yamls():
+        try:
+            scales = yaml.safe_load(path.read_text(encoding="utf-8")).get("scales") or {}
+            names += [path.name, *(finding.scaled_name(path.name, letter) for letter in scales)]
+        except (yaml.YAMLError, UnicodeError, AttributeError, TypeError):  # another package's, which is broken
+            continue
+    return _fitting(list(dict.fromkeys(names)), incomplete)
 
 
 def targets(incomplete: str) -> list[str]:

@@ -141,9 +141,10 @@ def our_yamls(wanted: str = "") -> str:
     """A text for errors: our model YAMLs with names most like the wanted one, and the folder of all of them."""
     from yolo_lightbackbones.configs import finding
 
-    names = sorted(path.name for path in finding.config_dir().glob("*.yaml"))
+    names = sorted(path.name for path in finding.model_yamls())
     close = difflib.get_close_matches(Path(wanted).name, names, n=4) or [n for n in names if n.startswith("yolo11_")]
-    return f"such as {', '.join(close)}; all {len(names)} are in {finding.config_dir()}"
+    folders = ", ".join(map(str, finding.config_dirs()))
+    return f"such as {', '.join(close)}; all {len(names)} are in {folders}"
 
 
 def build(config: dict[str, Any], model: str, channels: int) -> Any:

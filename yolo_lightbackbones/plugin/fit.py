@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import exporting, models, parse_model, training
+from yolo_lightbackbones.plugin import classes, exporting, models, parse_model, training
 from yolo_lightbackbones.plugin.patching import is_ours
 from yolo_lightbackbones.plugin.row import TAP
 
@@ -130,8 +130,8 @@ def seams() -> list[Seam]:
     Raises:
         ImportError: if Ultralytics cannot be imported.
     """
-    found = essential(ultralytics())
-    return found if any(seam.problem for seam in found) else [*found, *map(_look_at, OPTIONAL)]
+    found = essential(package := ultralytics())
+    return found if any(seam.problem for seam in found) else [*found, *_other_names(package), *map(_look_at, OPTIONAL)]
 
 
 def essential(package: Ultralytics) -> list[Seam]:
@@ -175,14 +175,31 @@ def _callbacks(package: Ultralytics) -> list[Seam]:
 
 
 def _names(package: Ultralytics) -> list[Seam]:
-    found = []
-    names = {**registry.families(), **dict.fromkeys((TAP, *registry.block_rows()))}  # blocks are never put there
-    for name, cls in names.items():
-        held = getattr(package.tasks, name, None)
-        clash = hasattr(package.tasks, name) and held is not cls
-        problem = f"ultralytics.nn.tasks has a {name} of its own" if clash else None
-        found.append(Seam(f"module {name}", problem, None if cls is None else held is cls))
-    return found
+    """Check the names of our own families, their blocks and taps."""
+    own = registry.built_in()
+    blocks = dict.fromkeys(name for cls in own for name in cls.block_rows)
+    return [
+        _name(package, name, cls) for name, cls in {**{cls.__name__: cls for cls in own}, TAP: None, **blocks}.items()
+    ]
+
+
+def _other_names(package: Ultralytics) -> list[Seam]:
+    """Check the names of families of other packages, and of their blocks; one that clashes is left out."""
+    own = {seam.name for seam in _names(package)}
+    seams = [
+        _name(package, name, cls)
+        for name, cls in {**registry.families(), **dict.fromkeys(registry.block_rows())}.items()
+    ]
+    return [
+        replace(seam, feature=f"no rows of {seam.name.removeprefix('module ')}")
+        for seam in seams
+        if seam.name not in own
+    ]
+
+
+def _name(package: Ultralytics, name: str, cls: type | None) -> Seam:
+    attached = None if cls is None else getattr(package.tasks, name, None) is cls
+    return Seam(f"module {name}", classes.clash(package.tasks, name, cls), attached)
 
 
 def _look_at(need: Need) -> Seam:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import hints, parser, releases, rows
+from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.plugin import classes, hints, parser, releases, rows
 from yolo_lightbackbones.plugin.patching import unpatched
 from yolo_lightbackbones.plugin.row import TAP
 
@@ -25,12 +26,12 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
     """
 
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
-        families = registry.families()
+        families = classes.families(tasks)
         if has_backbone := rows.names_backbone(d, families):
             d = rows.translate(d, ch, families)
             publish()
-        has_block = rows.names_block(d, block_rows := registry.block_rows())
-        parse = _parser_of_blocks(original, d) if has_block else original
+        has_block = rows.names_block(d, block_rows := classes.block_rows(tasks))
+        parse = _parser_of_blocks(original, d, block_rows) if has_block else original
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             try:
                 return parse(d, ch, *args, **kwargs)
@@ -68,13 +69,14 @@ def _activation_restored(tasks: ModuleType) -> Iterator[None]:
             conv.default_act = before
 
 
-def _parser_of_blocks(original: Callable[..., Any], config: dict[str, Any]) -> Callable[..., Any]:
+def _parser_of_blocks(
+    original: Callable[..., Any], config: dict[str, Any], block_rows: Mapping[str, type[BlockRow]]
+) -> Callable[..., Any]:
     """Extend Ultralytics' parser for a model with rows of blocks.
 
     Raises:
         ConfigError: for a mistake in such a row, and if the parser cannot be extended.
     """
-    block_rows = registry.block_rows()
     first = rows.check_blocks(config, block_rows)
     try:
         return parser.with_rows(original, block_rows)

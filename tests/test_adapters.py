@@ -1,0 +1,164 @@
+"""Backbones in torchvision's detectors and segmentation_models.pytorch's decoders, and the examples of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import QUIET
+from contract import assert_features, random_image, randomise, run
+from families import SMALLEST
+from places import REPOSITORY
+
+from yolo_lightbackbones import create_backbone, fuse
+from yolo_lightbackbones.adapters import Encoder, NamedMaps
+
+DILATED = ("repvit_m0_6", "parcnet_xs")
+"""Their downsampling is by convolutions with odd kernels; that of the others is by 2x2 patches."""
+
+
+def encoder(name: str, depth: int = 5, output_stride: int = 32) -> Encoder:
+    """An encoder as segmentation_models.pytorch makes one, with random weights."""
+    made = Encoder(name, depth=depth, output_stride=output_stride)
+    made.set_in_channels(3, pretrained=False)
+    if output_stride != 32:
+        made.make_dilated(output_stride)
+    randomise(made)
+    return made.eval()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", SMALLEST.values())
+def test_maps_have_names_and_channels(name: str) -> None:
+    backbone = create_backbone(name, taps=("P3", "P5"))
+    randomise(backbone)
+    maps = NamedMaps(backbone.eval())
+    image = random_image(64, 96)
+    seen = maps(image)
+    assert list(seen) == ["0", "1"]
+    assert [feature.shape[1] for feature in seen.values()] == maps.out_channels
+    assert_features(list(seen.values()), run(backbone, image), 0)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", SMALLEST.values())
+def test_an_encoder_gives_a_map_for_every_power_of_two(name: str) -> None:
+    for depth in (5, 3):
+        made = encoder(name, depth)
+        image = random_image(64, 96)
+        maps = run(made, image)
+        assert [feature.shape[1] for feature in maps] == made.out_channels
+        assert [tuple(feature.shape[2:]) for feature in maps] == [(64 >> i, 96 >> i) for i in range(depth + 1)]
+        assert torch.equal(maps[0], image)
+        assert made.out_channels[1] == 0
+        assert made.output_stride == 2**depth
+    made.set_in_channels(4)
+    assert made.out_channels[0] == 4
+    assert made(random_image(32, 32, channels=4))[0].shape == (1, 4, 32, 32)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", DILATED)
+def test_a_dilated_encoder_keeps_its_maps_at_the_stride(name: str, output_stride: int) -> None:
+    made, image = encoder(name, output_stride=output_stride), random_image(64, 96)
+    maps = run(made, image)
+    assert [64 // feature.shape[2] for feature in maps] == [1, 2, 4, 8, output_stride, output_stride]
+    assert made.output_stride == output_stride
+    assert_features(run(fuse(made.backbone), image), maps[2:], 1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_second_value_of_a_dilated_map_is_that_of_the_strided_map() -> None:
+    """What dilation is for: the same network, computed at more places. Gates see means over more places: off here."""
+    strided, dilated = encoder("repvit_m0_6"), encoder("repvit_m0_6", output_stride=8)
+    for made in (strided, dilated):
+        for name, parameter in made.named_parameters():
+            if ".fc2.weight" in name:
+                torch.nn.init.zeros_(parameter)
+    dilated.load_state_dict(strided.state_dict())
+    image = random_image(96, 160)
+    wanted, seen = run(strided, image), run(dilated, image)
+    assert_features([seen[4][..., ::2, ::2], seen[5][..., ::4, ::4]], wanted[4:], 1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({*SMALLEST.values()} - {*DILATED}))
+def test_what_has_no_dilated_form_is_refused(name: str) -> None:
+    said = rf"{name} cannot keep its maps at 1/16: .* Choose encoder_depth=4, whose deepest map is at 1/16\."
+    with pytest.raises(ValueError, match=said):
+        encoder(name, output_stride=16)
+    made = encoder(name, depth=4, output_stride=16)  # nothing to dilate
+    assert run(made, random_image(64, 64))[-1].shape[2:] == (4, 4)
+
+
+def test_mistakes() -> None:
+    for depth in (1, 6):
+        with pytest.raises(ValueError, match=f"The depth of the encoder repvit_m0_6 is {depth}; it must be 2 to 5"):
+            Encoder("repvit_m0_6", depth=depth)
+    with pytest.raises(ValueError, match="Unknown variant 'repvit_m06' of RepViT"):
+        Encoder("repvit_m06")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
+        Encoder("repvit_m0_6", weights="nothing.pth")
+
+
+def test_weights_are_loaded(tmp_path: Path) -> None:
+    backbone = create_backbone("repvit_m0_6")
+    randomise(backbone)
+    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    image = random_image(64, 64)
+    made = Encoder("repvit_m0_6", weights=tmp_path / "weights.pth").eval()
+    assert_features(run(made, image)[2:], run(backbone.eval(), image), 0)
+
+
+# --- the examples -----------------------------------------------------------------------------------------------------
+
+WITHOUT_ULTRALYTICS = """
+import runpy, sys
+sys.modules["ultralytics"] = None  # importing it fails
+script, *sys.argv[1:] = sys.argv[1:]
+sys.path.insert(0, script.rpartition("/")[0])
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "what", "backbone", "more"),
+    [
+        ("torchvision_detectors.py", ("--detector", "retinanet"), "parcnet_xs", ()),
+        ("torchvision_detectors.py", ("--detector", "ssd"), "edgevit_xxs", ()),
+        ("torchvision_detectors.py", ("--detector", "maskrcnn"), "repvit_m0_6", ()),
+        ("smp_segmenters.py", ("--segmenter", "upernet"), "edgevit_xxs", ()),
+        ("smp_segmenters.py", ("--segmenter", "deeplabv3"), "conv2former_n", ("--depth", "4")),
+        ("smp_segmenters.py", ("--segmenter", "deeplabv3"), "repvit_m0_6", ()),
+    ],
+)
+def test_an_example_learns_without_ultralytics(
+    script: str, what: tuple[str, str], backbone: str, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("torchvision")
+    if script.startswith("smp"):
+        pytest.importorskip("segmentation_models_pytorch", reason="the example is for segmentation_models.pytorch")
+    words = [str(REPOSITORY / "examples" / script), *what, "--backbone", backbone, *more, "--steps", "16"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_ULTRALYTICS, *words, "--out", "made/here"],
+        cwd=tmp_path,
+        env={**os.environ, **QUIET},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"^step \d+: loss (\S+)$", done.stdout, re.M)]
+    assert len(losses) == 16
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
+    assert (tmp_path / "made" / "here" / f"{what[1]}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("script", ["torchvision_detectors.py", "smp_segmenters.py"])
+def test_an_example_is_short(script: str) -> None:
+    assert len((REPOSITORY / "examples" / script).read_text().splitlines()) <= 60
