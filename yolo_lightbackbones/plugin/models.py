@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,11 +15,15 @@ from torch import nn
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.measure import cost
 from yolo_lightbackbones.plugin import releases, transfer
 
 MARKS = ("i", "f", "type", "np")
 """Attributes that Ultralytics' parser sets on every layer, and that its models read in the forward pass."""
+
+LOGGER = "ultralytics"
+"""Name of the logger of Ultralytics, which shows progress."""
 
 UNFOLDED = "no folding of our layers in model.fuse()"
 
@@ -59,6 +64,8 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
     """Replace `BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer`)."""
 
     def load(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(weights, transfer.Chosen):
+            return original(self, weights, *args, **kwargs)
         source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         if not isinstance(source, nn.Module) or not (has_ours(self) or has_ours(source)):
             return original(self, weights, *args, **kwargs)
@@ -68,7 +75,9 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
         if not chosen.tensors:
             return None
         result = original(self, chosen, *args, **kwargs)
-        transfer.take_over_taps(self, source)
+        transfer.take_over_taps(self, chosen)
+        if chosen.tail.pairs and kwargs.get("verbose", args[0] if args else True):
+            logging.getLogger(LOGGER).info(str(transfer.report_tail(self, chosen)))
         return result
 
     return load
@@ -85,12 +94,25 @@ def get_flops(original: Callable[..., float]) -> Callable[..., float]:
             return original(model, imgsz, *args, **kwargs)
         try:
             height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
-            shape = (1, next(model.parameters()).shape[1], height, width)
+            shape = (1, image_channels(model), height, width)
             return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
         except Exception:  # as in Ultralytics' own: a line of the summary must not end a training
             return original(model, imgsz, *args, **kwargs)
 
     return get_flops
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those in its YAML, where Ultralytics' exports and predictions look.
+
+    The first convolution, where Ultralytics' count of operations looks, need not take the whole image.
+    """
+    config = getattr(model, "yaml", None)
+    written = config.get("channels") if isinstance(config, Mapping) else None
+    if is_whole(written) and written > 0:
+        return int(written)
+    first = next(model.parameters())
+    return first.shape[1] if first.ndim == 4 else 3
 
 
 def misfit_of_marks(parse_model: Callable[..., Any]) -> str | None:
