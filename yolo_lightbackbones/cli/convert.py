@@ -146,7 +146,7 @@ def _read(weights: str) -> Any:
     try:
         files.read_tensors(path)
     except UltralyticsCheckpointError:
-        return models.read_checkpoint(path).float()
+        return models.read_checkpoint(path)
     except CheckpointError:  # it comes again, with what is around it, when the backbone is filled
         pass
     return path

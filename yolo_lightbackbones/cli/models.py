@@ -214,7 +214,7 @@ def listed_backbones(backbones: Mapping[int, Any]) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read the model of an Ultralytics checkpoint with Ultralytics' restricted loader: its own classes, and ours.
+    """Read the model of an Ultralytics checkpoint in float32, with Ultralytics' restricted loader: its classes and ours.
 
     The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing from the model's
     YAML is evaluated.
@@ -247,7 +247,10 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{shown} is an Ultralytics checkpoint whose model contains itself, or things that are no layers."
         )
-    return net
+    try:
+        return net.float()
+    except Exception as error:  # of any kind: Ultralytics' own conversion looks into the rows
+        raise UserError(f"{shown} is an Ultralytics checkpoint that is damaged: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

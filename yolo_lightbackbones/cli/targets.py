@@ -147,7 +147,7 @@ def _file(path: Path, empty: bool) -> Target:
                 f"{path} holds a {type(net).__name__} and no model of Ultralytics around it. "
                 "Give a checkpoint that Ultralytics has saved."
             ) from None
-        return _model(str(path), "checkpoint", net.float())
+        return _model(str(path), "checkpoint", net)
     found = identify.recognise(state)
     if found is None or found.similarity < engine.RESEMBLES:
         raise UserError(
