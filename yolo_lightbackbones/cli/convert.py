@@ -63,6 +63,8 @@ def convert(
     """
     with errors_for_users():
         _check_output(output, force)
+        from yolo_lightbackbones.plugin.correspondence import takes_image
+
         with models.quiet_ultralytics():
             config = models.read_yaml(model, scale)
             net = models.build(config, model, targets.channels_of(config, model) if channels is None else channels)
@@ -77,6 +79,8 @@ def convert(
             if source is not None:
                 for number, chosen in _chosen(backbones, row, model).items():
                     report = _fill(chosen, source, weights if backbone is None else backbone, strict=not partial)
+                    if report.adapted and not takes_image(net, number):
+                        raise UserError(_no_image(model, number, chosen, report.adapted[0]))
                     chosen.load_settings({})  # a model built from a YAML, as by every training, has the authors' taps
                     loaded = tuple(key for key in report.loaded if key in chosen.state_dict())
                     filled[number] = dataclasses.replace(report, loaded=loaded)
@@ -128,6 +132,13 @@ def _chosen(backbones: Mapping[int, Any], rows: Sequence[int] | None, model: str
             f"Row {unknown[0]} of {model} is no backbone of ours. Backbones: {models.listed_backbones(backbones)}."
         )
     return {row: backbones[row] for row in rows or backbones}
+
+
+def _no_image(model: str, number: int, backbone: Any, key: str) -> str:
+    return (
+        f"Row {number} of {model}, {type(backbone).__name__}, takes feature maps, not the image, so {key} of weights "
+        "for images has no meaning there. Let the backbone take the image, or train it from scratch."
+    )
 
 
 def _read(weights: str) -> Any:

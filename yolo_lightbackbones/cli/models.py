@@ -214,7 +214,7 @@ def listed_backbones(backbones: Mapping[int, Any]) -> str:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read the model of an Ultralytics checkpoint in float32, with Ultralytics' restricted loader: its classes and ours.
+    """Read the model of an Ultralytics checkpoint in float32, with its restricted loader: its classes, and ours.
 
     The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing from the model's
     YAML is evaluated.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.bounds import is_whole
+from yolo_lightbackbones.layers import Channels
 from yolo_lightbackbones.messages import flow
 
 CLASS_BRANCHES = ("cv3.", "one2one_cv3.", "proto.semseg.", "linear.", "classifier.", "aux_head.")
@@ -61,6 +62,17 @@ def matching_rows(target: Sequence[nn.Module], source: Sequence[nn.Module]) -> s
         elif i == 0 or not connected_alike or isinstance(mine, Backbone) or isinstance(theirs, Backbone):
             break
     return matching
+
+
+def takes_image(model: nn.Module, number: int) -> bool:
+    """Whether a row takes the image, or some of its channels, and no feature map."""
+    rows = rows_of(model)
+    while number >= 0:
+        inputs = _inputs(rows, number)
+        number = inputs[0]
+        if len(inputs) != 1 or (number >= 0 and not isinstance(rows[number], nn.Identity | Channels)):
+            return False
+    return True
 
 
 def neck_and_head(target: nn.Module, source: nn.Module) -> Tail:
