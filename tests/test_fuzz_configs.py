@@ -30,7 +30,7 @@ from yolo_lightbackbones import plugin, registry
 from yolo_lightbackbones.cli import untrusted
 from yolo_lightbackbones.cli.common import UserError
 from yolo_lightbackbones.messages import quoted
-from yolo_lightbackbones.plugin import hints, rows
+from yolo_lightbackbones.plugin import block_rows, hints, rows
 from yolo_lightbackbones.plugin.row import TAP, ConfigError, modules
 
 CASES = int(os.environ.get("FUZZ_CASES", "2000"))
@@ -206,8 +206,8 @@ def check(config: Any) -> str:
     try:
         if rows.names_backbone(config, families):
             config = rows.translate(config, 3, families)
-        if rows.names_block(config, registry.block_rows()):
-            rows.check_blocks(config, registry.block_rows())
+        if block_rows.names_block(config, registry.block_rows()):
+            block_rows.check_blocks(config, registry.block_rows())
         for module in set(modules(config)) - set(vars(tasks)) - set(registry.block_rows()):
             hints.explain_unknown(config, module, [*families, TAP, *registry.block_rows()])
     except ConfigError as error:

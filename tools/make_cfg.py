@@ -53,8 +53,8 @@ OTHER_TASKS = {
     "yoloe-26": ("segment",),
 }
 IMAGE_SIZE = {"classify": 224}  # pixels; others 640
-BY_HAND = "yolo11_repvit-neck.yaml"
-"""A file written by hand; only its figures are updated here."""
+BY_HAND = ("yolo11_repvit-neck.yaml", "yolo11_repvit-rgbir.yaml")
+"""Files written by hand; only their figures are updated here."""
 FIGURES = re.compile(r"[, #]*[\d,]+ parameters, [\d.]+ GFLOPs")
 
 
@@ -111,12 +111,12 @@ def count(file: Path, size: int = 640) -> str:
     return f"{sum(p.numel() for p in net.parameters()):,} parameters, {get_flops(net, size):.1f} GFLOPs"
 
 
-def by_hand() -> None:
-    """Update the figures in the file that is written by hand."""
-    file = finding.config_dir() / BY_HAND
+def by_hand(name: str) -> None:
+    """Update the figures in a file that is written by hand."""
+    file = finding.config_dir() / name
     text = FIGURES.sub("", file.read_text())
     for letter in letters("repvit"):
-        figure = count(file.with_name(finding.scaled_name(BY_HAND, letter)))
+        figure = count(file.with_name(finding.scaled_name(name, letter)))
         text = re.sub(rf"^(  {letter}: .*)$", rf"\g<1>, {figure}", text, flags=re.MULTILINE)
     write_text(file, text)
 
@@ -125,12 +125,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="files to write, such as yolo11_repvit.yaml; default: all")
     wanted = parser.parse_args().names
-    known: dict[str, Model | None] = {**{model.name: model for model in models()}, BY_HAND: None}
+    known: dict[str, Model | None] = {**{model.name: model for model in models()}, **dict.fromkeys(BY_HAND)}
     if unknown := [name for name in wanted if name not in known]:
         sys.exit(f"error: no file {unknown[0]}. Allowed: {', '.join(known)}")
     for name in wanted or known:
         if (model := known[name]) is None:
-            by_hand()
+            by_hand(name)
         else:
             write_text(finding.config_dir() / name, model.text(figures(model)))
         print(name, flush=True)

@@ -169,7 +169,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
             plan.colliding[ours] = [key for key, _ in sources]
         else:
             key, tensor = sources[0]
-            if ours == stem and _is_plain(tensor):
+            if ours == stem and is_plain(tensor):
                 adapted = adapt_channels(tensor, target[ours], bgr=backbone.input_convention.bgr)
                 plan.adapted += [ours] * (adapted is not tensor)
                 tensor = adapted
@@ -232,13 +232,13 @@ def adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
     return (weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)).to(dtype)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has all its values in memory: it is not sparse, not quantised, not on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _misfit(tensor: Tensor, target: Tensor) -> str | None:
-    if not _is_plain(tensor):
+    if not is_plain(tensor):
         return "sparse, quantised or without values in the file"
     if tensor.shape != target.shape:
         return f"the file has {_dims(tensor)}, the backbone {_dims(target)}"

@@ -198,19 +198,29 @@ def _head(config: dict[str, Any]) -> Any:
     return last[2] if isinstance(last, list) and len(last) > 2 and isinstance(last[2], str) else None
 
 
-def backbone_of(net: Any, what: str) -> Any:
-    """Find our backbone in a model of Ultralytics, which messages call `what`."""
+def backbones_of(net: Any, what: str) -> dict[int, Any]:
+    """Find our backbones in a model of Ultralytics, which messages call `what`: row -> backbone, at least one.
+
+    Raises:
+        UserError: if there is none.
+    """
     from yolo_lightbackbones import registry
     from yolo_lightbackbones.backbone import Backbone
 
-    found = next((module for module in net.modules() if isinstance(module, Backbone)), None)
-    if found is None:
+    rows = getattr(net, "model", None) or ()
+    found = {number: row for number, row in enumerate(rows) if isinstance(row, Backbone)}
+    if not found:
         raise UserError(f"{what} has no backbone of ours, none of {', '.join(registry.families())}.")
     return found
 
 
+def listed_backbones(backbones: Mapping[int, Any]) -> str:
+    """A text for errors: rows and families of several backbones."""
+    return listed(f"row {number} ({type(backbone).__name__})" for number, backbone in backbones.items())
+
+
 def read_checkpoint(path: Path) -> Any:
-    """Read the model of an Ultralytics checkpoint with Ultralytics' restricted loader: its own classes, and ours.
+    """Read the model of an Ultralytics checkpoint in float32, with its restricted loader: its classes, and ours.
 
     The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing from the model's
     YAML is evaluated.
@@ -243,7 +253,10 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{shown} is an Ultralytics checkpoint whose model contains itself, or things that are no layers."
         )
-    return net
+    try:
+        return net.float()
+    except Exception as error:  # of any kind: Ultralytics' own conversion looks into the rows
+        raise UserError(f"{shown} is an Ultralytics checkpoint that is damaged: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

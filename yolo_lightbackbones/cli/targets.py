@@ -93,7 +93,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.suffix in {".yaml", ".yml"}:
         with models.quiet_ultralytics():
             config = models.read_yaml(text, scale, assume_first=True)
-            net = models.build(config, text, _channels(config, text))
+            net = models.build(config, text, channels_of(config, text))
         return _model(text, "yaml", net)
     if scale is not None:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
@@ -104,7 +104,12 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     return _variant(text, empty)
 
 
-def _channels(config: dict[str, Any], text: str) -> int:
+def channels_of(config: dict[str, Any], text: str) -> int:
+    """Channels of the images that a model YAML, which messages call `text`, is for: its `channels`, or 3.
+
+    Raises:
+        UserError: if it is not a number of channels.
+    """
     channels = config.get("channels") or 3
     if not is_whole(channels) or not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
@@ -142,7 +147,7 @@ def _file(path: Path, empty: bool) -> Target:
                 f"{path} holds a {type(net).__name__} and no model of Ultralytics around it. "
                 "Give a checkpoint that Ultralytics has saved."
             ) from None
-        return _model(str(path), "checkpoint", net.float())
+        return _model(str(path), "checkpoint", net)
     found = identify.recognise(state)
     if found is None or found.similarity < engine.RESEMBLES:
         raise UserError(
@@ -165,12 +170,11 @@ def _backbone(name: str, kind: Kind, backbone: Backbone, note: str = "") -> Targ
 
 def _model(name: str, kind: Kind, net: Any) -> Target:
     from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.plugin.models import image_channels
 
     strides = [int(stride) for stride in getattr(net, "stride", [])]
     divisors = [module.size_divisibility for module in net.modules() if isinstance(module, Backbone)]
-    first = next(net.parameters())  # the stem's; Ultralytics looks there, too
-    channels = first.shape[1] if first.ndim == 4 else 3
-    return Target(name, kind, net.eval(), channels, max([1, *strides, *divisors]))
+    return Target(name, kind, net.eval(), image_channels(net), max([1, *strides, *divisors]))
 
 
 def full_name(backbone: Backbone, name: str) -> str:

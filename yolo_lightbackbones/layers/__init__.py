@@ -1,8 +1,9 @@
-"""Layers that two or more families use. They need torch, folding and recording, and know no family.
+"""Layers that two or more families use, or rows of a model. They need torch, folding and recording, and no family.
 
 Checkpoints store each class with the module that defines it, so moving a class needs an entry in `moved.py`.
 """
 
+from yolo_lightbackbones.layers.channels import Channels
 from yolo_lightbackbones.layers.circular import Axis, CircularConv, FixedConv
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.downsample import Downsample
@@ -35,6 +36,7 @@ __all__ = [
     "PYRAMID_CHANNELS",
     "Axis",
     "BatchNorm2d",
+    "Channels",
     "CircularConv",
     "ConvNorm",
     "Downsample",
