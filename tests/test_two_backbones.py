@@ -176,9 +176,10 @@ def test_folding_changes_nothing(text: str) -> None:
 
 def test_operations_are_counted_on_all_channels() -> None:
     net = build(TWO)
-    by_torch = operations(net.eval(), image(6))  # without the head's arithmetic
+    counted = torch_utils.get_flops(net, 64) * 1e9
+    by_torch = operations(net.eval(), image(6))
     assert by_torch > 0
-    assert torch_utils.get_flops(net, 64) * 1e9 == pytest.approx(by_torch, rel=0.03)
+    assert counted == pytest.approx(by_torch, rel=0.01)
 
 
 def test_without_the_channels_of_the_yaml_it_is_refused() -> None:

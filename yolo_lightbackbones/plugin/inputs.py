@@ -122,6 +122,8 @@ class Inputs:
             try:
                 channels = self._count(number)
             except Exception as error:  # from Ultralytics or torch; the parser would stop at it, too
+                if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+                    raise  # ours, for example of a command that limits what a YAML may build
                 raise asking.error(
                     f"row {number} {flow(self._rows[number].module, 80)}, which it takes its input from, cannot be "
                     f"built: {flow(str(error), 300)}"
