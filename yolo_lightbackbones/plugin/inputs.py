@@ -44,6 +44,23 @@ class Given:
     is_image: bool
 
 
+def check_source(row: Row) -> None:
+    """Refuse a row that takes anything but the output of one earlier row, or the image if it is the first.
+
+    Raises:
+        ConfigError: with the row, the value and what is allowed.
+    """
+    if isinstance(row.source, list):
+        raise row.error(f"'from' is {flow(row.source)}; {row.module} takes one map: put a row Concat before it.")
+    if row.number == 0 and (not is_whole(row.source) or row.source != -1):
+        what = f"{row.module} takes" if row.module == CHANNELS else "a backbone takes"
+        raise row.error(f"'from' is {quoted(row.source)}; {what} the image: write -1.")
+    if not is_whole(row.source) or not -max(row.number, 1) <= row.source < row.number:
+        raise row.error(
+            f"'from' is {quoted(row.source)}; it must be the number of an earlier row, or -1 for the one before."
+        )
+
+
 class Inputs:
     """What the rows of a model give, as far as it was asked for or is known from the rows.
 
@@ -65,15 +82,7 @@ class Inputs:
         Raises:
             ConfigError: for a source that is not an earlier row, and if its channels cannot be found out.
         """
-        if isinstance(row.source, list):
-            raise row.error(f"'from' is {flow(row.source)}; {row.module} takes one map: put a row Concat before it.")
-        if row.number == 0 and (not is_whole(row.source) or row.source != -1):
-            what = f"{row.module} takes" if row.module == CHANNELS else "a backbone takes"
-            raise row.error(f"'from' is {quoted(row.source)}; {what} the image: write -1.")
-        if not is_whole(row.source) or not -max(row.number, 1) <= row.source < row.number:
-            raise row.error(
-                f"'from' is {quoted(row.source)}; it must be the number of an earlier row, or -1 for the one before."
-            )
+        check_source(row)
         return self._of_row(row.sources[0], row)
 
     def set_channels(self, number: int, channels: int) -> None:
@@ -113,6 +122,8 @@ class Inputs:
             try:
                 channels = self._count(number)
             except Exception as error:  # from Ultralytics or torch; the parser would stop at it, too
+                if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+                    raise  # ours, for example of a command that limits what a YAML may build
                 raise asking.error(
                     f"row {number} {flow(self._rows[number].module, 80)}, which it takes its input from, cannot be "
                     f"built: {flow(str(error), 300)}"

@@ -78,6 +78,7 @@ def _count_channels(
     Both is done on the meta device, without memory. Only the parser knows how it scales the channels of its modules.
     """
     start = {**config, "backbone": copy.deepcopy([*rows_before]), "head": []}
+    start["scale"] = config.get("scale") or next(iter(config.get("scales") or ()), None)  # or Ultralytics warns
     with torch.device("meta"), torch.no_grad():
         net = tasks.BaseModel()
         net.model, net.save = _with_channels(parse(start, image_channels, verbose=False))

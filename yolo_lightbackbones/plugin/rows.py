@@ -31,7 +31,7 @@ from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.messages import flow, listed, quoted
 from yolo_lightbackbones.options import Option
 from yolo_lightbackbones.plugin import hints, limits, tap_rows
-from yolo_lightbackbones.plugin.inputs import CHANNELS, Inputs
+from yolo_lightbackbones.plugin.inputs import CHANNELS, Inputs, check_source
 from yolo_lightbackbones.plugin.row import INDEX, TAP, Row, as_list, modules, parse
 from yolo_lightbackbones.plugin.scales import scale_of
 
@@ -179,6 +179,7 @@ def _backbone_rows(rows: Sequence[Row], families: Mapping[str, type[Backbone]]) 
                 f"Make row 0 one of {', '.join(families)}, for example [-1, 1, EdgeViT, [xxs]]."
             )
     for row in found:
+        check_source(row)
         if not is_whole(row.repeats) or row.repeats != 1:
             raise row.error(f"repeats is {quoted(row.repeats)}; a backbone cannot be repeated: write 1.")
     return found

@@ -20,7 +20,7 @@ def tap_position(row: Row, backbone: Row, taps: Sequence[str], channels: Sequenc
     """
     if backbone.number not in row.sources:
         return None
-    if row.module in (TAP, INDEX) and row.sources == [backbone.number] and not is_whole(row.source):
+    if row.module in (TAP, INDEX) and not is_whole(row.source):
         raise row.error(f"'from' is {flow(row.source)}; write {backbone.number}.")
     if row.module == TAP:
         if not is_whole(row.repeats) or row.repeats != 1:
