@@ -1,7 +1,9 @@
 """DeepLabV3 and UPerNet of segmentation_models.pytorch on any backbone: torch alone, nothing of Ultralytics.
 
-python examples/smp_segmenters.py --backbone repvit_m0_9 --segmenter upernet --out pictures
-python examples/smp_segmenters.py --backbone conv2former_n --segmenter deeplabv3 --depth 4
+    python examples/smp_segmenters.py --backbone repvit_m0_9 --segmenter upernet --out pictures
+    python examples/smp_segmenters.py --backbone conv2former_n --segmenter deeplabv3 --depth 4
+
+Trains on discs, and draws a mask.
 """
 
 import argparse
@@ -22,9 +24,9 @@ def build(segmenter: str, name: str, depth: int) -> nn.Module:
     smp.encoders.encoders[name] = {"encoder": Encoder, "pretrained_settings": {}, "params": {"name": name}}
     model: nn.Module
     if segmenter == "upernet":
-        model = smp.UPerNet(name, encoder_depth=depth, encoder_weights=None)
+        model = smp.UPerNet(name, depth, encoder_weights=None, decoder_channels=64)
     else:
-        model = smp.DeepLabV3(name, encoder_depth=depth, encoder_weights=None, encoder_output_stride=16)
+        model = smp.DeepLabV3(name, depth, encoder_weights=None, encoder_output_stride=16, decoder_channels=64)
     return model
 
 

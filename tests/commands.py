@@ -40,6 +40,8 @@ APPENDED: dict[tuple[str, str], str] = {
     ("python", "examples/frozen_finetuning.py"): "--epochs 1 --imgsz 64 --batch 4 --workers 0",
     ("python", "examples/custom_backbone.py"): "--imgsz 64",
     ("python", "examples/tap_features.py"): "--imgsz 64",
+    ("python", "examples/torchvision_detectors.py"): "--steps 1",
+    ("python", "examples/smp_segmenters.py"): "--steps 1",
 }
 """Words that the tests append to a printed command, by program and first word; they override the printed ones."""
 

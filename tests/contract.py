@@ -22,6 +22,7 @@ from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.layers import DropPath
 from yolo_lightbackbones.options import InputNormMode
 from yolo_lightbackbones.registry import create_backbone, families, list_backbones
+from yolo_lightbackbones.testing import assert_features, random_image, randomise, run
 
 REDUCTIONS = (4, 8, 16, 32)
 LARGE = 30_000_000
@@ -47,49 +48,6 @@ def imagenet(image: Tensor) -> Tensor:
     """Normalise an RGB image in 0..1 by the mean and standard deviation of ImageNet."""
     red, green, blue = image.unbind(1)
     return torch.stack([(red - 0.485) / 0.229, (green - 0.456) / 0.224, (blue - 0.406) / 0.225], 1)
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Set every parameter and statistic to a value that differs from its initial one, at scales that keep maps alive.
-
-    A fresh model hides mistakes: its norms are the identity, its layer scales are nearly 0, and in a fresh RepViT the
-    last norms of the residual branches are 0.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if not tensor.is_floating_point() or "input_norm" in name:
-                continue
-            if name.endswith("running_var"):
-                low, high = 0.5, 1.5
-            elif name.endswith(("running_mean", "bias")):
-                low, high = -0.1, 0.1
-            elif tensor.ndim > 1:
-                high = (3 / tensor[0].numel()) ** 0.5
-                low = -high
-            else:
-                low, high = 0.25, 0.75
-            tensor.uniform_(low, high, generator=generator)
-
-
-def random_image(height: int, width: int, *, batch: int = 1, channels: int = 3) -> Tensor:
-    """Return a random image (batch, channels, height, width) in 0..1, the same at every call."""
-    return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def run(module: nn.Module, image: Tensor) -> list[Tensor]:
-    """Compute the features of an image, without gradients."""
-    with torch.no_grad():
-        features: list[Tensor] = module(image)
-    return features
-
-
-def assert_features(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Compare every value with a tolerance of `tolerance` times the largest value of its map."""
-    assert len(actual) == len(expected)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert theirs.std() > 1e-4, "a dead feature map proves nothing"
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
 
 
 class FamilyContract:

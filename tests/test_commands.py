@@ -320,6 +320,8 @@ def group_of(path: Path) -> str:
 HEADS = {path: group_of(path) for path in YAMLS if path.parent.name != "examples"}
 DOCSTRINGS = {
     "examples/custom_backbone.py": (),
+    "examples/torchvision_detectors.py": (),
+    "examples/smp_segmenters.py": (),
     "examples/frozen_finetuning.py": ("repvit_m0_9_distill_450e.pth", "data.yaml", "best.pt"),
     "examples/tap_features.py": ("street.jpg", "best.pt", "repvit_m0_9_distill_450e.pth"),
 }

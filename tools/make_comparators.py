@@ -1,7 +1,9 @@
 """Writes docs/comparators.md, the systems that others compare with, from docs/comparators.json.
 
-python tools/make_comparators.py            # writes the page
-python tools/make_comparators.py --check    # fails if the page is out of date
+    python tools/make_comparators.py            # writes the page
+    python tools/make_comparators.py --check    # fails if the page is out of date
+
+No test runs these: `tests/test_comparators.py` runs the check on a copy.
 """
 
 from __future__ import annotations

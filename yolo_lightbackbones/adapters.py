@@ -17,7 +17,6 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints.engine import load_weights
 from yolo_lightbackbones.options import TAPS
 from yolo_lightbackbones.registry import create_backbone
-from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
 class NamedMaps(nn.Module):
@@ -79,14 +78,14 @@ class Encoder(nn.Module):
         Raises:
             ValueError: for a backbone whose downsampling has no dilated form; a smaller `depth` needs none.
         """
-        stages = self.backbone.stages if isinstance(self.backbone, StagedBackbone) else ()
-        for stage in (stage for stage in stages if isinstance(stage, Stage) and stage.reduction > output_stride):
-            rate = stage.reduction // output_stride // 2  # before the stride
-            for conv in (module for module in stage.modules() if isinstance(module, nn.Conv2d)):
+        for part in (part for part in self.backbone.parts() if (part.reduction or 0) > output_stride):
+            reduction, modules = part.reduction or 0, self.backbone.get_submodule(part.path).modules()
+            rate = reduction // output_stride // 2  # before the stride
+            for conv in (module for module in modules if isinstance(module, nn.Conv2d)):
                 strided = conv.stride != (1, 1)
                 conv.stride, conv.dilation = (1, 1), (rate, rate)
                 conv.padding = tuple(side // 2 * rate for side in conv.kernel_size)
-                rate = stage.reduction // output_stride if strided else rate
+                rate = reduction // output_stride if strided else rate
         side = 2 * self.backbone.size_divisibility
         image = torch.empty(2, self.out_channels[0], side, side, device="meta")
         try:
