@@ -37,6 +37,10 @@ DETECTORS = (
 )
 OTHER_TASKS = ("segment", "pose", "obb")
 OTHER_TASKS_NECKS = ("yolo11", "yolo26")
+FEW = ("parc",)
+"""Families of comparison models: only a YOLOv5 and a YOLO11 detector each, and classifiers. The package has other
+families for the same purpose; `lightbackbones new` writes the rest."""
+FEW_DETECTORS = (("yolov5", P3_P5), ("yolo11", P3_P5))
 IMAGE_SIZE = {"classify": 224}  # pixels; others 640
 BY_HAND = "yolo11_repvit-neck.yaml"
 """A file written by hand; only its figures are updated here."""
@@ -60,8 +64,9 @@ class Model:
 def models() -> Iterator[Model]:
     """List all files in cfg/ that are generated."""
     for family in (cls.family for cls in registry.built_in() if cls.card.letters):
-        wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
-        wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
+        wanted = [(neck, levels, "detect") for neck, levels in (FEW_DETECTORS if family in FEW else DETECTORS)]
+        if family not in FEW:
+            wanted += [(neck, P3_P5, task) for neck in OTHER_TASKS_NECKS for task in OTHER_TASKS]
         wanted += [(writer.CLASSIFIER_NECK, P3_P5, "classify")]
         for neck, levels, task in wanted:
             yield Model(writer.file_name(neck, levels, task, family), family, neck, levels, task)
