@@ -52,6 +52,10 @@ OTHER_TASKS = {
     "yolo26": ("segment", "pose", "obb", "semantic", "depth"),
     "yoloe-26": ("segment",),
 }
+FEW = ("parc",)
+"""Families of comparison models: only a YOLOv5 and a YOLO11 detector each, and classifiers. The package has other
+families for the same purpose; `lightbackbones new` writes the rest."""
+FEW_DETECTORS = (("yolov5", P3_P5), ("yolo11", P3_P5))
 IMAGE_SIZE = {"classify": 224}  # pixels; others 640
 BY_HAND = ("yolo11_repvit-neck.yaml", "yolo11_repvit-rgbir.yaml")
 """Files written by hand; only their figures are updated here."""
@@ -77,8 +81,9 @@ class Model:
 def models() -> Iterator[Model]:
     """List all files in cfg/ that are generated."""
     for family in (cls.family for cls in registry.built_in() if cls.card.letters):
-        wanted = [(neck, levels, "detect") for neck, levels in DETECTORS]
-        wanted += [(neck, P3_P5, task) for neck, tasks in OTHER_TASKS.items() for task in tasks]
+        wanted = [(neck, levels, "detect") for neck, levels in (FEW_DETECTORS if family in FEW else DETECTORS)]
+        if family not in FEW:
+            wanted += [(neck, P3_P5, task) for neck, tasks in OTHER_TASKS.items() for task in tasks]
         wanted += [(writer.CLASSIFIER_NECK, P3_P5, "classify")]
         for neck, levels, task in wanted:
             if not set(NECKS[neck].scales) & set(letters(family)):  # no EdgeViT is as large as YOLOv10x

@@ -125,7 +125,8 @@ class StagedBackbone(Backbone, fusion.Fusible):
         self.stages = nn.ModuleList(_needed(self.build_stages(config, rate), None if pyramid else options.taps))
         offered = {stage.tap: stage.channels for stage in self._stages()}
         if pyramid:
-            name = variant if isinstance(variant, str) else type(self).__name__
+            known = isinstance(variant, str)
+            name = f"{self.family}_{self.resolve_variant(variant)}" if known else type(self).__name__
             reduction = layers.check_plain(name, [stage.reduction for stage in self._stages()])
             (dim,), offered = offered.values(), layers.pyramid_taps()
         self.set_taps(offered, options)
@@ -201,10 +202,21 @@ class StagedBackbone(Backbone, fusion.Fusible):
     def parts(self) -> list[Part]:
         """List stem and stages, shallow to deep, and the norms behind the taps."""
         stages = [
-            Part(f"stages.{number}", f"stage {number + 1}", len(stage.blocks), stage.channels, stage.reduction)
+            Part(
+                f"stages.{number}",
+                f"stage {number + 1}",
+                len(stage.blocks),
+                stage.channels,
+                stage.reduction,
+                tapped=self.pyramid is None,
+            )
             for number, stage in enumerate(self._stages())
         ]
-        pyramid = [] if self.pyramid is None else [Part(layers.PYRAMID, "feature pyramid", len(self.pyramid))]
+        pyramid = [
+            Part(f"{layers.PYRAMID}.{tap}", f"pyramid {tap}", None, channels, reduction)
+            for tap, channels, reduction in zip(self.taps, self.out_channels, self.reductions, strict=True)
+            if self.pyramid is not None
+        ]
         norms = [Part(f"{TAP_NORMS}.{tap}", "tap norms") for tap in self.tap_norms]
         return [Part("stem", "stem"), *stages, *pyramid, *norms]
 

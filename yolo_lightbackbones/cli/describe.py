@@ -109,7 +109,7 @@ def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str
             "blocks": part.blocks,
             "channels": channels,
             "reduction": reduction,
-            "tap": None if part.reduction is None else taps.get(part.reduction),
+            "tap": taps.get(part.reduction) if part.reduction is not None and part.tapped else None,
             **_numbers(cost),
         }
     return list(found.values())

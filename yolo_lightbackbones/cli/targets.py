@@ -129,7 +129,8 @@ def _variant(name: str, empty: bool) -> Target:
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
             "file will do as well."
         ) from error
-    return _backbone(full_name(backbone, name), "variant", backbone)
+    note = backbone.card.notes.get(backbone.resolve_variant(name), "")
+    return _backbone(full_name(backbone, name), "variant", backbone, note)
 
 
 def _file(path: Path, empty: bool) -> Target:

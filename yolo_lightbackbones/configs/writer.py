@@ -43,6 +43,8 @@ SETTINGS = {
     "text_model": "encoder of the class names",
 }
 """Key of a model YAML -> the comment after it."""
+LONGEST_LETTERS = 4
+"""Most characters of a variant that is letters and digits, such as `b_k7`; longer ones are names."""
 CLASSIFIER_NECK = "yolo26"
 """Generation in the names of classifiers: Ultralytics reads a scale letter only off names that begin like its own."""
 
@@ -81,7 +83,7 @@ def write(
         ValueError: for an unknown backbone, neck, task or scale, a task that the neck has no head for, or levels that
             do not fit, with what is allowed.
     """
-    module, variants, title, source = _resolve(backbone)
+    module, variants, options, title, source = _resolve(backbone)
     if neck not in NECKS:
         raise ValueError(f"There is no neck {neck!r}. Allowed: {', '.join(NECKS)}.")
     if task not in TASKS:
@@ -104,10 +106,11 @@ def write(
             raise ValueError(f"There is no scale {scale!r} of {backbone}. Allowed: {', '.join(letters)}.")
         letters = [scale]
         if isinstance(variants, Mapping):
-            module, variants, title, source = _resolve(f"{backbone}_{variants[scale]}")
+            module, variants, options, title, source = _resolve(f"{backbone}_{variants[scale]}")
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
-    row = [module, [{key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants]]
+    named = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
+    row = [module, [named, *([options] if options else [])]]
     with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
@@ -162,8 +165,8 @@ def _scales(
     return lines
 
 
-def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
-    """Module, variant or variants by letter, title and paper of a family or a variant.
+def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, Mapping[str, str], str, str]:
+    """Module, variant or variants by letter, options of the row, title and paper of a family or a variant.
 
     Raises:
         ValueError: for a name that is neither, an unknown variant, or a family whose card has no scale letters.
@@ -176,11 +179,13 @@ def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
                 f"The card of {family.card.title} has no variants for scale letters. Choose a variant: "
                 f"{listed(registry.list_backbones(family.family), 100)}."
             )
-        return family.__name__, family.card.letters, family.card.title, _paper(family)
+        return family.__name__, family.card.letters, {}, family.card.title, _paper(family)
     found = registry.find(backbone)
     if found is not None:
         cls, variant = found
-        return cls.__name__, variant, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
+        plain = "pyramid" in cls.row_options and len(cls.offered_taps(variant)) == 1
+        options = {"pyramid": "simple"} if plain else {}
+        return cls.__name__, variant, options, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
     with_letters = [name for name, cls in by_family.items() if cls.card.letters]
     raise ValueError(
         f"There is no backbone {quoted(backbone)}. Allowed: a family ({', '.join(with_letters)}), or a variant: "
@@ -215,8 +220,8 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck:
 
 
 def _shown(variant: str) -> str:
-    """A variant as the papers write it: `m0_9` -> `M0.9`."""
-    return variant.upper().replace("_", ".")
+    """A short variant as the papers write it, `m0_9` -> `M0.9`; a name of its own, `resnet50`, as it is."""
+    return variant.upper().replace("_", ".") if len(variant) <= LONGEST_LETTERS else variant
 
 
 def _line(line: Line) -> str:

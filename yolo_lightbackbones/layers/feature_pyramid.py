@@ -60,7 +60,7 @@ class PyramidLevel(fusion.Fusible):
         return out
 
     def fold(self) -> PyramidLevel:
-        """Fold the 1x1 convolution into the transposed one before it, where this saves multiplications.
+        """Fold the 1x1 convolution into the transposed one before it, where this saves weights and multiplications.
 
         The affine terms of the norms stay: behind `norm1` comes a convolution that pads with zeros, which a shift
         cannot pass, and behind the others comes no linear layer.
@@ -70,7 +70,7 @@ class PyramidLevel(fusion.Fusible):
             fusion.expect(last, nn.ConvTranspose2d)
             fusion.expect(conv, nn.Conv2d)
             dim, inner, channels = last.in_channels, last.out_channels, conv.out_channels
-            if dim * channels <= inner * (dim + channels):
+            if 4 * dim * channels <= inner * (4 * dim + channels):
                 self.resample[-1], self.conv1 = _composed(last, conv), nn.Identity()
         return self
 

@@ -3,7 +3,7 @@
 Ultralytics sorts parameters into groups by name and shape. Weight decay applies to every parameter that is neither a
 bias nor part of one of torch's norms. MuSGD orthogonalises every parameter with two or four dimensions, as if it were a
 matrix. Both rules are wrong for some parameters of our backbones and blocks. Layer scales and position embeddings
-should not decay, because they hold the weight of a branch, or positions. Depthwise kernels, circular kernels and
+should not decay, because they hold the weight of a branch, or positions. Depthwise kernels, circular ones included, and
 embeddings have four dimensions, but are not matrices.
 """
 
