@@ -154,7 +154,7 @@ def test_an_encoder_that_cannot_be_dilated_ends_the_example_with_a_sentence(
     monkeypatch.setattr(sys, "argv", ["smp_segmenters.py", "--backbone", "edgevit_xxs"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    with pytest.raises(SystemExit, match="error: edgevit_xxs cannot keep its maps at 1/16.*Choose encoder_depth=4"):
+    with pytest.raises(SystemExit, match=r"error: edgevit_xxs cannot keep its maps at 1/16.*Choose encoder_depth=4"):
         runpy.run_path(str(EXAMPLES / "smp_segmenters.py"), run_name="__main__")
     assert not list(tmp_path.iterdir())
 

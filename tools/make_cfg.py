@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
+from yolo_lightbackbones.cli import models
 from yolo_lightbackbones.configs import finding, writer
 from yolo_lightbackbones.configs.necks import LEVELS, NECKS
 from yolo_lightbackbones.writing import write_text
@@ -78,7 +78,7 @@ class Model:
         )
 
 
-def models() -> Iterator[Model]:
+def all_models() -> Iterator[Model]:
     """List all files in cfg/ that are generated."""
     for family in (cls.family for cls in registry.built_in() if cls.card.letters):
         wanted = [(neck, levels, "detect") for neck, levels in (FEW_DETECTORS if family in FEW else DETECTORS)]
@@ -112,7 +112,8 @@ def letters(family: str) -> list[str]:
 
 
 def count(file: Path, size: int = 640) -> str:
-    net = YOLO(file).model
+    with models.quiet_ultralytics():
+        net = models.build(models.read_yaml(str(file), None, assume_first=True), str(file), 3)
     return f"{sum(p.numel() for p in net.parameters()):,} parameters, {get_flops(net, size):.1f} GFLOPs"
 
 
@@ -130,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="files to write, such as yolo11_repvit.yaml; default: all")
     wanted = parser.parse_args().names
-    known: dict[str, Model | None] = {**{model.name: model for model in models()}, **dict.fromkeys(BY_HAND)}
+    known: dict[str, Model | None] = {**{model.name: model for model in all_models()}, **dict.fromkeys(BY_HAND)}
     if unknown := [name for name in wanted if name not in known]:
         sys.exit(f"error: no file {unknown[0]}. Allowed: {', '.join(known)}")
     for name in wanted or known:
