@@ -146,8 +146,9 @@ def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool =
     """Build a model with random weights for the task of its head; `any_head` allows `OTHER_MODELS`, too."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.plugin import row
+    from yolo_lightbackbones.plugin import pretrained, row
 
+    config = pretrained.without(config)  # nothing is downloaded here
     task = tasks.guess_model_task(config)
     name = MODELS.get(task)
     if any_head:

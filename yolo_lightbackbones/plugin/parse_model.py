@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import hints, parser, releases, rows
+from yolo_lightbackbones.plugin import hints, parser, pretrained, releases, rows, sizes
 from yolo_lightbackbones.plugin.patching import unpatched
-from yolo_lightbackbones.plugin.row import TAP
+from yolo_lightbackbones.plugin.row import TAP, Row
 
 NO_BLOCKS = "no rows of blocks in model YAMLs"
 
@@ -26,17 +26,22 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
 
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
         families = registry.families()
+        wanted: dict[int, tuple[Row, bool | str]] = {}
         if has_backbone := rows.names_backbone(d, families):
-            d = rows.translate(d, ch, families)
+            d, wanted = rows.translate(d, ch, families), rows.pretrained(d, families)
             publish()
         has_block = rows.names_block(d, block_rows := registry.block_rows())
         parse = _parser_of_blocks(original, d) if has_block else original
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             try:
-                return parse(d, ch, *args, **kwargs)
+                built = parse(d, ch, *args, **kwargs)
             except KeyError as error:  # raised by the parser for a module that it does not know
                 hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *block_rows])
                 raise
+        if has_backbone:
+            pretrained.load(wanted, built[0])
+            sizes.allow_measuring(built[0])
+        return built
 
     return parse_model
 

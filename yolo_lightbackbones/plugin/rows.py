@@ -84,9 +84,27 @@ def translate(config: Mapping[str, Any], in_channels: int, families: Mapping[str
     return {**config, "backbone": translated[:split], "head": translated[split:]}
 
 
+def pretrained(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> dict[int, tuple[Row, bool | str]]:
+    """Rows of a model config that ask for pretrained weights: number -> row and option.
+
+    Args:
+        config: a model YAML that `translate` takes.
+        families: name in the YAML -> backbone class.
+    """
+    if config.get("pretrained") is False:
+        return {}
+    given = {
+        row.number: (row, _backbone_args(row, families, config)[1].get("pretrained", False))
+        for row in parse(config)
+        if row.module in families
+    }
+    return {number: (row, value) for number, (row, value) in given.items() if value}
+
+
 def _resolve(row: Row, family: type[Backbone], given: Mapping[str, Any], **known: Any) -> Options:
     """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
+    options.pop("pretrained", None)  # weights come in when all rows are built
     if options.pop("tap_norm", family.row_tap_norm) == "none":
         options.pop("normed_taps", None)
     try:
