@@ -86,7 +86,8 @@ def get_flops(original: Callable[..., float]) -> Callable[..., float]:
             return original(model, imgsz, *args, **kwargs)
         try:
             height, width = sizes.of(model) or (imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz))
-            shape = (1, next(model.parameters()).shape[1], height, width)
+            first = next(model.parameters())  # of most backbones, the weight of the convolution that takes the image
+            shape = (1, first.shape[1] if first.ndim == 4 else 3, height, width)
             return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
         except Exception:  # as in Ultralytics' own: a line of the summary must not end a training
             return original(model, imgsz, *args, **kwargs)
