@@ -62,6 +62,14 @@ class Target:
     def check(self, size: tuple[int, int]) -> None:
         """Refuse an image of a height and width that the module cannot take."""
         check_image_size(size, self.divisor, self.name)
+        from yolo_lightbackbones.backbone import Backbone
+
+        only = next((m.image_size for m in self.module.modules() if isinstance(m, Backbone) and m.image_size), size)
+        if only != size:
+            raise UserError(
+                f"{self.name} is built for images of {only[0]} x {only[1]}, and the size is {size[0]} x {size[1]}. "
+                f"Give --imgsz {only[0]}{f'x{only[1]}' if only[0] != only[1] else ''}."
+            )
 
     def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
         """Count the cost of the module and of some of its parts, for one image of this height and width.
@@ -99,9 +107,17 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
     if path.exists():
         return _file(path, empty)
-    if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
+    if path.suffix in WEIGHTS_SUFFIXES or (path.name != text and not _is_of_open_family(text)):
         raise UserError(finding.explain_missing(path) or f"There is no file {text}.")
     return _variant(text, empty)
+
+
+def _is_of_open_family(text: str) -> bool:
+    """Whether `text` is a name such as timm/resnet18, and no path."""
+    from yolo_lightbackbones import registry
+
+    family = registry.family_in(text)
+    return family is not None and family.is_open
 
 
 def channels_of(config: dict[str, Any], text: str) -> int:
@@ -124,6 +140,8 @@ def _variant(name: str, empty: bool) -> Target:
     try:
         with _device(empty):
             backbone = create_backbone(name, taps=None).eval()
+    except ModuleNotFoundError as error:  # of an open family
+        raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
