@@ -33,7 +33,7 @@ NECKS = ("yolov5", "yolov5-p6", "yolov8", "yolov8-p2", "yolo11", "yolo26")
 TASKS = ("yolo11-seg", "yolo11-pose", "yolo11-obb", "yolo26-seg", "yolo26-pose", "yolo26-obb", "yolo26-cls")
 OTHERS = ("yolov9t", "yolov9s", "yolov10", "yolov10m", "yolo12", "yolo26-p2", "yolo26-p6", "yolo26-sem", "yolo26-depth")
 OTHERS += ("yolov8-worldv2", "yoloe-26", "yoloe-26-seg", "rtdetr")
-"""Necks and heads whose models are counted here, from shapes; `tests/test_heads.py` runs each head with one backbone."""
+"""Necks and heads whose models are counted from shapes here; `tests/test_heads.py` runs each head with one backbone."""
 LARGER = dict.fromkeys(("yolov10l", "yolov10x"), ("repvit", "conv2former"))
 """Necks that not every family has, for lack of so large a variant."""
 START = {name: name.partition("_")[0] for name in YAMLS}
