@@ -45,10 +45,15 @@ def convert(
     Train from it with `yolo train model=init.pt data=...`, or with `pretrained=init.pt` and a model YAML.
     """
     with errors_for_users():
+        from yolo_lightbackbones.configs import finding
+
         _check_output(output, force)
         with models.quiet_ultralytics():
             config = models.read_yaml(model, scale)
             net = models.build(config, model, channels)
+            if scale is not None:  # the trainers of World and YOLOE read the file again, and the scale off its name
+                file = Path(net.yaml["yaml_file"])
+                net.yaml["yaml_file"] = str(file.with_name(finding.scaled_name(file.name, scale)))
             backbone = models.backbone_of(net, model)
             report = _load(backbone, weights, strict=not partial)
             backbone.load_settings({})  # a model built from a YAML, as by every training, has the authors' taps
