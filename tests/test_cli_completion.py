@@ -38,6 +38,9 @@ def test_every_yaml_that_is_offered_is_found_at_its_scale() -> None:
             for letter in yaml.safe_load(path.read_text())["scales"]:
                 name = finding.scaled_name(path.name, letter)
                 assert name in offered
+                if path.name.startswith("yolov9t_"):  # Ultralytics reads no letter off it, and takes the only one
+                    assert (guess_model_scale(name), letter) == ("", "n")
+                    continue
                 assert guess_model_scale(name) == letter
                 assert yaml_model_load(name)["scale"] == letter
 

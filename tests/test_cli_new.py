@@ -11,7 +11,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 from ultralytics import YOLO
 
-from yolo_lightbackbones.cli import app
+from yolo_lightbackbones.cli import app, models
+from yolo_lightbackbones.configs import necks
 
 
 def run(*arguments: object) -> Result:
@@ -40,6 +41,8 @@ def test_the_written_file_is_the_model_that_was_asked_for(tmp_path: Path) -> Non
         ("pose", "yolo26", "Pose26"),
         ("obb", "yolov5", "OBB"),
         ("classify", "yolo11", "Classify"),
+        ("semantic", "yolo26", "SemanticSegment"),
+        ("depth", "yolo11", "Depth"),
     ],
 )
 def test_every_task(task: str, neck: str, head: str, tmp_path: Path) -> None:
@@ -49,6 +52,43 @@ def test_every_task(task: str, neck: str, head: str, tmp_path: Path) -> None:
     assert YOLO(file).task == task
     assert yaml.safe_load(file.read_text())["head"][-1][2] == head
     assert f"yolo {task} train model={file}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("neck", "head", "model"),
+    [
+        ("rtdetr", "RTDETRDecoder", "RTDETRDetectionModel"),
+        ("yolov8-worldv2", "WorldDetect", "WorldModel"),
+        ("yoloe-11", "YOLOEDetect", "YOLOEModel"),
+    ],
+)
+def test_necks_that_ultralytics_knows_by_the_name_of_the_file(
+    neck: str, head: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    original = models.build
+    monkeypatch.setattr(models, "build", lambda *args: built.append(original(*args)) or built[-1])
+    result = run("-b", "edgevit_xxs", "-n", neck, "-o", file := tmp_path / f"{neck}_mine.yaml")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(file.read_text())["head"][-1][2] == head
+    assert type(built[0]).__name__ == model
+
+
+def test_a_head_that_this_ultralytics_lacks_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.nn import tasks
+
+    monkeypatch.delattr(tasks, "DepthModel")
+    result = run("-b", "edgevit_xxs", "-n", "yolo26", "-t", "depth", "-o", tmp_path / "mine.yaml")
+    assert result.exit_code == 1
+    assert "has no Depth. Tested with 8.4.150 to " in " ".join(result.output.split())
+    monkeypatch.setattr(necks, "modules", lambda: {"Later"})
+    config = {"nc": 1, "backbone": [[-1, 1, "EdgeViT", ["xxs"]], [0, 1, "Tap", ["P5"]]], "head": [[-1, 1, "Later", []]]}
+    with pytest.raises(ValueError, match=r"row 2 \[-1, 1, Later, \[\]\]: Ultralytics .* has no Later\. Tested with"):
+        tasks.DetectionModel(config, verbose=False)
+    stock = {**config, "backbone": [[-1, 1, "Conv", [8]]]}
+    with pytest.raises(KeyError, match=r"^'Later'$"):  # a stock model's error stays Ultralytics' own
+        tasks.DetectionModel(stock, verbose=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_commands_of_a_classifier_name_a_detector_that_is_there(
@@ -87,8 +127,13 @@ def test_the_letter_in_the_name_of_the_file_counts(tmp_path: Path) -> None:
     [
         (["-b", "resnet50"], "Allowed: a family (edgevit, parcnet, repvit, conv2former"),
         (["-b", "repvit_m9"], "Did you mean"),
-        (["-b", "repvit", "-n", "yolov9"], "yolov5, yolov8, yolo11, yolo26"),
-        (["-b", "repvit", "-t", "seg"], "detect, segment, pose, obb, classify"),
+        (["-b", "repvit", "-n", "yolov9"], "There is no neck 'yolov9'. Allowed: yolov5, yolov8, "),
+        (["-b", "repvit", "-t", "seg"], "detect, segment, pose, obb, classify, semantic, depth"),
+        (["-b", "repvit", "-n", "rtdetr"], "only if 'rtdetr' is in the name of its file, and the output is mine.yaml"),
+        (["-b", "repvit", "-n", "yolov8-worldv2"], "only if '-world' is in the name of its file"),
+        (["-b", "repvit", "-o", "my_yoloe.yaml"], "takes a file with 'yoloe' in its name for another class of model"),
+        (["-b", "repvit", "-n", "yolov10", "-t", "pose"], "yolov10 has no head for the task 'pose'"),
+        (["-b", "edgevit", "-n", "rtdetr-x", "-o", "rtdetr.yaml"], "and rtdetr-x has the scales x. Choose a variant"),
         (["-b", "repvit", "--taps", "P3,P5"], "follow each other"),
         (["-b", "repvit", "--taps", "P7"], "There is no level 'P7'"),
         (["-b", "edgevit", "-s", "x"], "Allowed: n, s, m"),

@@ -20,11 +20,14 @@ import pytest
 import standins
 import torch
 from contract import randomise
+from shapes import shape_of
 from torch import Tensor, nn
+from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO, YOLOE, YOLOWorld
 from ultralytics.cfg import entrypoint
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import create_backbone, fusion
+from yolo_lightbackbones.cli import app
 
 HEADS = {
     "yolov10n": ("detect", YOLO, "v10Detect"),
@@ -172,3 +175,18 @@ for path in sys.argv[1:]:
     assert result.returncode == 0, result.stderr[-3000:]
     said = [line.split() for line in result.stdout.splitlines() if line.endswith(" Results")]
     assert [name for name, _ in said] == [api.__name__ for _, api, _ in HEADS.values()]
+
+
+def test_a_world_model_keeps_the_scale_that_convert_gave_it(tmp_path: Path) -> None:
+    """Its trainer builds the model again from the name of its file."""
+    weights, output = tmp_path / "backbone.pth", tmp_path / "init.pt"
+    torch.save(create_backbone("edgevit_xs").state_dict(), weights)
+    arguments = ["convert", str(weights), "--model", "yolov8-worldv2_edgevit.yaml", "--scale", "s", "-o", str(output)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    converted = YOLO(output)
+    assert type(converted) is YOLOWorld
+    again = shape_of(converted.model.yaml["yaml_file"])
+    assert type(again) is type(converted.model)
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (again, converted.model)]
+    assert shapes[0] == shapes[1]

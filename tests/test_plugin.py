@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import ultralytics
 from detectors import awake_detector
 from operations import operations
 from torch import nn
@@ -22,13 +24,14 @@ from ultralytics.utils import checks, torch_utils
 from ultralytics.utils.callbacks import base as callbacks
 
 import yolo_lightbackbones
-from yolo_lightbackbones import autoload, backbone, fusion, plugin, recording
+from yolo_lightbackbones import autoload, backbone, fusion, plugin, recording, registry
 from yolo_lightbackbones.backbones.edgevit import VARIANTS, EdgeViT
 from yolo_lightbackbones.layers import BatchNorm2d
-from yolo_lightbackbones.plugin import fit, install
+from yolo_lightbackbones.plugin import fit, install, parse_model, rows
 from yolo_lightbackbones.plugin.patching import Patches
 
 STOCK = ["yolov5n.yaml", "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"]
+STOCK_YAMLS = sorted((Path(ultralytics.__file__).parent / "cfg" / "models").rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,21 @@ def test_stock_models_are_bit_identical_with_and_without_the_plugin(name: str) -
     assert len(outputs_on) == len(outputs_off) > 1
     for on, off in zip([*weights_on.values(), *outputs_on], [*weights_off.values(), *outputs_off], strict=True):
         assert torch.equal(on, off)
+
+
+@pytest.mark.parametrize("file", STOCK_YAMLS, ids=lambda file: file.stem)
+def test_stock_yamls_reach_ultralytics_parser_as_they_are(file: Path) -> None:
+    """All of Ultralytics' model YAMLs; one with a backbone of ours is then refused for nothing that is in them."""
+    config = tasks.yaml_model_load(str(file))
+    before, seen = copy.deepcopy(config), []
+    parse_model.parse_model(lambda d, ch: seen.append((d, ch)), tasks, pytest.fail)(config, 3)
+    assert seen[0][0] is config
+    assert seen == [(before, 3)]
+
+    mixed = {**config, "backbone": [[-1, 1, "EdgeViT", ["xxs"]], [0, 1, "Tap", ["P5"]]]}
+    mixed["head"] = [[1, *row[1:]] for row in config["head"]]
+    translated = rows.translate(mixed, 3, registry.families())
+    assert [row[1:] for row in translated["head"]] == [row[1:] for row in before["head"]]
 
 
 def test_unregister_leaves_nothing_behind_and_register_is_idempotent() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ultralytics.utils.torch_utils import get_flops
+from ultralytics.utils import torch_utils
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
@@ -114,7 +114,7 @@ def letters(family: str) -> list[str]:
 def count(file: Path, size: int = 640) -> str:
     with models.quiet_ultralytics():
         net = models.build(models.read_yaml(str(file), None, assume_first=True), str(file), 3)
-    return f"{sum(p.numel() for p in net.parameters()):,} parameters, {get_flops(net, size):.1f} GFLOPs"
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters, {torch_utils.get_flops(net, size):.1f} GFLOPs"
 
 
 def by_hand(name: str) -> None:

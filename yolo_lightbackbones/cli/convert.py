@@ -62,12 +62,17 @@ def convert(
     Train from it with `yolo train model=init.pt data=...`, or with `pretrained=init.pt` and a model YAML.
     """
     with errors_for_users():
+        from yolo_lightbackbones.configs import finding
+
         _check_output(output, force)
         from yolo_lightbackbones.plugin.correspondence import takes_image
 
         with models.quiet_ultralytics():
             config = models.read_yaml(model, scale)
             net = models.build(config, model, targets.channels_of(config, model) if channels is None else channels)
+            if scale is not None:  # the trainers of World and YOLOE read the file again, and the scale off its name
+                file = Path(net.yaml["yaml_file"])
+                net.yaml["yaml_file"] = str(file.with_name(finding.scaled_name(file.name, scale)))
             backbones = models.backbones_of(net, model)
             rest = None
             source = _read(weights if backbone is None else backbone)

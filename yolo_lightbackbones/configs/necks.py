@@ -74,6 +74,8 @@ class Head:
     """Whether the head takes the maps of the way down; otherwise those of the way up, and there is no way down."""
     shallowest: str | None = None
     """The shallowest level that the head must have, because its outputs are enlarged by a fixed factor."""
+    about_classes: str = "number of classes"
+    """The comment after `nc`."""
     levels: int | None = None
     """The number of levels that the head is built for; None: any."""
 
@@ -176,6 +178,7 @@ _YOLOV8 = Neck(
     last=_C2F,
 )
 
+_KEEP = "keep 80: Ultralytics builds a World model for as many, then takes the classes of the data set"
 _GUIDED = Step(3, "C2fAttn", (C, HALF, Share(64)))
 _WORLD = replace(
     _YOLOV8,
@@ -301,9 +304,11 @@ NECKS = {
         _WORLD,
         title="YOLOv8-World",
         guide=Step(1, "ImagePoolingAttn", (256,)),
-        heads={"detect": Head("WorldDetect", ("nc", 512, False))},
+        heads={"detect": Head("WorldDetect", ("nc", 512, False), about_classes=_KEEP)},
     ),
-    "yolov8-worldv2": replace(_WORLD, title="YOLOv8-Worldv2", heads={"detect": Head("WorldDetect", ("nc", 512, True))}),
+    "yolov8-worldv2": replace(
+        _WORLD, title="YOLOv8-Worldv2", heads={"detect": Head("WorldDetect", ("nc", 512, True), about_classes=_KEEP)}
+    ),
     "yoloe-v8": replace(_YOLOV8, title="YOLOE-v8", heads=_YOLOE_HEADS, name_part="yoloe"),
     "yolov9t": _yolov9("t", "n", (32, 64, 96, 128, 160), _AVERAGED, 3),
     "yolov9s": _yolov9("s", "s", (64, 128, 192, 256, 320), _AVERAGED, 3),

@@ -109,6 +109,7 @@ def write(
             module, variants, options, title, source = _resolve(f"{backbone}_{variants[scale]}")
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
+    comments = dict(SETTINGS)
     named = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
     row = [module, [named, *([options] if options else [])]]
     with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
@@ -124,6 +125,7 @@ def write(
         what = f"{generation} {TASK_TITLES[task]} {with_backbone}, {outputs}"
         head_title = [f"# {generation} head"]
         settings = {"nc": 80, **chosen.heads[task].settings}
+        comments["nc"] = chosen.heads[task].about_classes
     lines = [
         "# yolo_lightbackbones, AGPL-3.0 licence",
         "",
@@ -131,7 +133,7 @@ def write(
         *_commands(name, task, letters, backbone, neck),
         "",
         "# Parameters",
-        *(f"{key}: {_flow(value)} # {SETTINGS[key]}" for key, value in settings.items()),
+        *(f"{key}: {_flow(value)} # {comments[key]}" for key, value in settings.items()),
         *_scales(chosen, letters, variants, title, figures or {}),
         "",
         f"# {title} backbone",
