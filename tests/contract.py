@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -58,6 +58,10 @@ class FamilyContract:
     smallest: ClassVar[str]
     image_size: ClassVar[int] = 224
     expected: ClassVar[dict[str, Expected]]
+    others: ClassVar[tuple[str, ...]] = ()
+    """Variants of the family that have a contract suite of their own, behind those of `expected` in every list."""
+    options: ClassVar[dict[str, Any]] = {}
+    """Options of `create_backbone` in every test."""
     top1: ClassVar[dict[str, float]]
     """Variant -> ImageNet top-1 in per cent, of all that were published."""
     weights: ClassVar[dict[str, str]]
@@ -113,18 +117,24 @@ class FamilyContract:
             drop_path_rate=drop_path_rate,
             input_norm=input_norm,
             normed_taps=normed_taps,
+            **self.options,
         )
         randomise(backbone)
         return backbone.eval()
 
+    def fresh(self, **options: Any) -> Backbone:
+        """Build the smallest variant as it starts."""
+        return create_backbone(f"{self.family}_{self.smallest}", **self.options, **options)
+
     def build_meta(self, variant: str) -> Backbone:
         with torch.device("meta"):
-            return create_backbone(f"{self.family}_{variant}").eval()
+            return create_backbone(f"{self.family}_{variant}", **self.options).eval()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     def test_names(self) -> None:
-        assert list_backbones(self.family) == [f"{self.family}_{variant}" for variant in self.expected]
+        names = [f"{self.family}_{variant}" for variant in (*self.expected, *self.others)]
+        assert list_backbones(self.family) == names
         assert families()[self.class_name].family == self.family
 
     def test_card(self) -> None:
@@ -238,9 +248,9 @@ class FamilyContract:
     def test_init(self) -> None:
         name = f"{self.family}_{self.smallest}"
         torch.manual_seed(0)
-        published = dict(create_backbone(name).named_parameters())
+        published = dict(create_backbone(name, **self.options).named_parameters())
         torch.manual_seed(0)
-        changed = dict(create_backbone(name, init="scratch").named_parameters())
+        changed = dict(create_backbone(name, init="scratch", **self.options).named_parameters())
         assert list(changed) == list(published)
         differ = {key for key, value in changed.items() if not torch.equal(value, published[key])}
         assert bool(differ) != self.draws_as_scratch
@@ -287,7 +297,7 @@ class FamilyContract:
 
     def test_norms_behind_taps_start_as_the_identity(self) -> None:
         plain = self.build()
-        normed = create_backbone(f"{self.family}_{self.smallest}", normed_taps=TAPS).eval()
+        normed = self.fresh(normed_taps=TAPS).eval()
         normed.load_state_dict(plain.state_dict())
         image = random_image(64, 96)
         assert_features(run(normed, image), run(plain, image), 1e-6)
@@ -347,13 +357,13 @@ class FamilyContract:
             assert (ours.float() - theirs).std() < 0.1 * theirs.std()
 
     def test_finite_in_bfloat16_at_full_size(self) -> None:
-        backbone = create_backbone(f"{self.family}_{self.smallest}").eval().bfloat16()
+        backbone = self.fresh().eval().bfloat16()
         assert all(feature.isfinite().all() for feature in run(backbone, random_image(640, 640).bfloat16()))
 
     @pytest.mark.parametrize("start", ["fresh", "randomised"])
     def test_nothing_overflows_float16_at_full_size(self, start: str) -> None:
         # float16 itself takes minutes at this size on a CPU
-        backbone = create_backbone(f"{self.family}_{self.smallest}").eval()
+        backbone = self.fresh().eval()
         if start == "randomised":
             randomise(backbone)
         largest = {}
@@ -394,9 +404,9 @@ class FamilyContract:
         expected = [run(module, image) for module in (backbone, fusion.fuse(backbone))]
         if way == "meta":
             with torch.device("meta"):
-                backbone = create_backbone(f"{self.family}_{self.smallest}", normed_taps=("P3",)).eval()
+                backbone = self.fresh(normed_taps=("P3",)).eval()
             backbone = backbone.to_empty(device="cpu")
-            fresh = create_backbone(f"{self.family}_{self.smallest}", normed_taps=("P3",)).tap_norms.state_dict()
+            fresh = self.fresh(normed_taps=("P3",)).tap_norms.state_dict()
             torch.testing.assert_close(backbone.tap_norms.state_dict(), fresh, rtol=0, atol=0)
         elif way == "to_empty":
             backbone = backbone.to_empty(device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -52,6 +53,32 @@ def write_detection_set(path: Path) -> None:
         "names": class_names(),
     }
     path.write_text(yaml.safe_dump({**content, "kpt_shape": [17, 3]}))
+
+
+def write_semantic_set(path: Path) -> None:
+    """A data set YAML for semantic segmentation with 3 classes, and beside it pictures with a mask each."""
+    root = path.parent / f"{path.stem}_pictures"
+    for split, number in itertools.product(("train", "val"), range(4)):
+        write_picture(root / "images" / split / f"{number}.png", number)
+        (root / "masks" / split).mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((96, 128), np.uint8)
+        mask[:, 40:], mask[50:, 80:] = 1, 2
+        assert cv2.imwrite(str(root / "masks" / split / f"{number}.png"), mask)
+    names = {0: "a", 1: "b", 2: "c"}
+    places = {"path": str(root), "train": "images/train", "val": "images/val", "masks_dir": "masks"}
+    path.write_text(yaml.safe_dump({**places, "names": names}))
+
+
+def write_depth_set(path: Path) -> None:
+    """A data set YAML for depth estimation, and beside it pictures with a depth map each, in millimetres."""
+    root = path.parent / f"{path.stem}_pictures"
+    for split, number in itertools.product(("train", "val"), range(4)):
+        write_picture(root / "images" / split / f"{number}.png", number)
+        (root / "depth" / split).mkdir(parents=True, exist_ok=True)
+        depth = np.tile(np.linspace(500, 4000, 128).astype(np.uint16), (96, 1))
+        assert cv2.imwrite(str(root / "depth" / split / f"{number}.png"), depth)
+    places = {"path": str(root), "train": "images/train", "val": "images/val", "depth_scale": 1000}
+    path.write_text(yaml.safe_dump({**places, "nc": 1, "names": {0: "depth"}}))
 
 
 def write_classes(folder: Path) -> None:
@@ -130,6 +157,8 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys(FOLDERS_OF_CLASSES, write_classes),
     **dict.fromkeys(DETECTORS, write_detector),
     **dict.fromkeys(VIDEOS, write_video),
+    "cityscapes.yaml": write_semantic_set,
+    "nyu-depth.yaml": write_depth_set,
     "coco": write_coco,
     "repvit_m0_9_distill_450e.pth": write_published,
     "backbone.pth": write_published,

@@ -111,7 +111,7 @@ def test_the_commands_are_found() -> None:
     """Fewer than these means that a pattern has stopped matching; a page may say more."""
     lines = Counter(Path(page).suffix for page, found in BLOCKS.items() for block in found for _ in block.commands)
     assert lines[".md"] >= 60, lines
-    assert lines[".yaml"] == 57 + 8 + 18 + 8 + 3 + 1, (
+    assert lines[".yaml"] == 58 + 8 + 18 + 8 + 3 + 1, (
         "models, classifiers' second lines, recipes, theirs, data, example"
     )
     assert lines[".py"] >= 20, lines
@@ -288,7 +288,7 @@ def install_the_example(site: Path) -> None:
 def test_what_runs_on_a_wheel_runs_on_the_checkout_as_well() -> None:
     printed = {line for block in BLOCKS["README.md"] for line in block.commands}
     for page in WHEEL_PAGES:
-        assert {line for block in BLOCKS[page] for line in block.commands} <= printed, page
+        assert {line for block in BLOCKS[page] if not block.reason for line in block.commands} <= printed, page
 
 
 @pytest.mark.parametrize("recipe", WHOLE)

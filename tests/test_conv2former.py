@@ -30,7 +30,8 @@ class TestConv2Former(FamilyContract):
         "b_k7": Expected(87_761_232 - 72 * 17_280, 15.5156, (96, 192, 384, 768)),
     }
     top1 = {"n": 81.5, "t": 83.2, "s": 84.1, "b": 84.4, "l": 87.0}
-    weights = dict.fromkeys(expected, "by hand")
+    others = ("is", "ib")
+    weights = {**dict.fromkeys(expected, "by hand"), **dict.fromkeys(others, "none released")}
     row_tap_norm = "batch"
 
     @staticmethod
@@ -149,7 +150,11 @@ def test_weights_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"depths": (1,)}, "one entry per stage"), ({"depths": (1, 1), "kernel_size": 4}, "kernel_size 4 must be odd")],
+    [
+        ({"depths": (1,)}, "one entry per stage"),
+        ({"depths": (1, 1), "kernel_size": 4}, "kernel_size 4 must be odd"),
+        ({"depths": (1, 1), "patch_size": 14}, "patch_size 14 must be 4, 8, 16 or 32"),
+    ],
 )
 def test_config_is_checked(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

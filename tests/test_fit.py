@@ -134,6 +134,11 @@ MISFITS = [
     (with_groups(param_group="weight"), "optimizer groups", r"for SGD into \{.*'model\.1\.weight': 'weight'.*, not \{"),
     (without_muon, "optimizer groups", r"into \{.*'model\.1\.bias': 'weight'\}, not"),
     (
+        lambda patch: patch.setattr(tasks.DetectionModel, "__init__", lambda self, cfg, channels=3: None),
+        "channels of models",
+        r"DetectionModel takes no cfg and ch",
+    ),
+    (
         lambda patch: patch.delitem(DEFAULT_CFG_DICT, "dynamic"),
         "arguments of exports",
         r"exports have no argument 'dynamic'",

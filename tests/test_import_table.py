@@ -28,11 +28,16 @@ BACKBONES_MAY_IMPORT = {
     "card",
     "fusion",
     "input_norm",
+    "inspection",
     "layers",
+    "messages",
     "moved",
+    "observing",
     "options",
     "recording",
     "stages",
+    "tap_norms",
+    "timm_models",
 }
 
 

@@ -84,7 +84,10 @@ def test_spellings(name: str) -> None:
     [
         ("repvit_m0_8", r"Unknown variant 'repvit_m0_8' of RepViT. Did you mean '.+'\? Allowed: m0_6, m0_9, m1_0"),
         ("edgvit_xxs", r"Unknown backbone 'edgvit_xxs'. Did you mean 'edgevit_xxs'\? Allowed: edgevit_xxs, "),
-        ("resnet50", r"Unknown backbone 'resnet50'. Allowed: edgevit_xxs, .*conv2former_b_k7"),
+        (
+            "resnet50",
+            r"Unknown backbone 'resnet50'\. Did you mean 'parc_resnet50'\? Allowed: edgevit_xxs, .*conv2former_b_k7",
+        ),
         ("", "Unknown backbone ''"),
         ("repvit_", "Unknown variant 'repvit_'"),
         ("RepViTM0_9", r"Unknown backbone 'RepViTM0_9'. Did you mean 'repvit_m0_9'\?"),
@@ -101,8 +104,10 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 def test_options_are_strict() -> None:
-    with pytest.raises(TypeError, match="pretrained"):
-        create_backbone("edgevit_xxs", pretrained=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="weights"):
+        create_backbone("edgevit_xxs", weights=True)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"EdgeViT has no option 'pretrained'\. Allowed: drop_path_rate, input_norm"):
+        create_backbone("edgevit_xxs", pretrained=True)
     with pytest.raises(TypeError, match="positional"):
         create_backbone("edgevit_xxs", 3)  # type: ignore[call-arg]
 

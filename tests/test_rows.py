@@ -15,6 +15,7 @@ from torch import nn
 
 from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.options import InitMode
+from yolo_lightbackbones.plugin import block_rows as rows_of_blocks
 from yolo_lightbackbones.plugin import hints, rows
 from yolo_lightbackbones.plugin.row import ConfigError, Row, UnknownModuleError
 from yolo_lightbackbones.registry import block_rows, families
@@ -146,8 +147,9 @@ def test_a_model_without_our_rows_is_none_of_our_business() -> None:
         ({"row0": "[-1, 1, EdgeViT, [xxs, small]]"}, r"row 0.*second argument is 'small'; it must be a mapping of options"),
         ({"row0": "[-1, 2, EdgeViT, [xxs]]"}, r"row 0.*repeats is 2; a backbone cannot be repeated: write 1"),
         ({"row0": "[0, 1, EdgeViT, [xxs]]"}, r"row 0.*'from' is 0; a backbone takes the image: write -1"),
-        ({"row0": "[-1, 1, Conv, [64, 3, 2]]", "row1": "[-1, 1, EdgeViT, [xxs]]"}, r"row 1.*EdgeViT takes the image, so it must be the first row"),
-        ({"row4": "[-1, 1, EdgeViT, [xxs]]"}, r"row 4.*must be the first row"),
+        ({"row0": "[-1, 1, Conv, [64, 3, 2]]", "row1": "[-1, 1, EdgeViT, [xxs]]"}, r"row 2.*Tap takes its input from row 0, which is not a backbone. Write \[1, 1, Tap, \[P4\]\]"),
+        ({"row4": "[-1, 1, EdgeViT, [xxs]]"}, r"row 5.*Detect takes its input from the backbone \(row 4\), which gives a list of maps"),
+        ({"row3": "[0, 1, EdgeViT, [xxs]]"}, r"row 3.*EdgeViT takes its input from the backbone \(row 0\), which gives a list of maps.*Put a row \[0, 1, Tap, \[P5\]\]"),
         ({"row0": "[-1, 1, Conv, [64, 3, 2]]"}, r"row 1.*Tap takes its input from a backbone, and this model has none. Make row 0 one of EdgeViT"),
         ({"row1": "[0, 1, Tap, [P7]]"}, r"row 1 \[0, 1, Tap, \[P7\]\]: EdgeViT has no tap P7. Allowed, one of: P2, P3, P4, P5"),
         ({"row1": "[0, 1, Tap, []]"}, r"row 1.*no tap \[\]"),
@@ -223,7 +225,7 @@ def test_a_backbone_that_nothing_uses() -> None:
 
 
 def check(config: dict[str, Any]) -> Row:
-    return rows.check_blocks(config, block_rows())
+    return rows_of_blocks.check_blocks(config, block_rows())
 
 
 @pytest.mark.parametrize(
@@ -249,10 +251,12 @@ def test_rows_of_blocks_pass_as_they_are(row: str) -> None:
 
 
 def test_models_with_rows_of_blocks_are_told_from_others() -> None:
-    assert not rows.names_block(model(), block_rows())
-    assert not rows.names_block({"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, block_rows())
+    assert not rows_of_blocks.names_block(model(), block_rows())
+    assert not rows_of_blocks.names_block(
+        {"backbone": "nonsense", "head": [[], None, [0, 1, ["RepViTBlock"], []]]}, block_rows()
+    )
     only = {"backbone": [[-1, 1, "RepViTBlock", [64]]], "head": [[[0], 1, "Detect", ["nc"]]]}
-    assert rows.names_block(only, block_rows())
+    assert rows_of_blocks.names_block(only, block_rows())
     assert not rows.names_backbone(only, families())
     assert check(only).number == 0
 

@@ -56,27 +56,35 @@ def load(target: Any, source: Any) -> tuple[set[str], list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("target", "source", "row"),
+    ("target", "source", "row", "why"),
     [
-        ("yolo11n_repvit.yaml", "yolo11n.yaml", "row 0 is Conv in their model and RepViT in this one"),
-        ("yolo11n.yaml", "yolo11n_repvit.yaml", "row 0 is RepViT in their model and Conv in this one"),
-        ("yolo11n_repvit.yaml", "yolo11n_edgevit.yaml", "row 0 is EdgeViT in their model and RepViT in this one"),
+        ("yolo11n_repvit.yaml", "yolo11s.yaml", "row 0 is Conv in their model and RepViT", "row 5 C2PSA: cv1"),
+        ("yolov5n.yaml", "yolo11n_repvit.yaml", "row 0 is RepViT in their model and Conv", "row 23 is C3 in"),
+        (
+            "yolov8n-p2_repvit.yaml",
+            "yolo11n_edgevit.yaml",
+            "row 0 is EdgeViT in their model and RepViT",
+            "row 24 Detect takes its input from rows 14, 17, 20, 23 in this model",
+        ),
     ],
 )
-def test_nothing_goes_between_models_on_different_backbones(target: str, source: str, row: str) -> None:
+def test_nothing_goes_between_models_on_different_backbones_and_necks(
+    target: str, source: str, row: str, why: str
+) -> None:
     mine, theirs = model(target), model(source, seed=1)
     total = len(theirs.state_dict())
     by_chance = len(intersect_dicts(theirs.state_dict(), mine.state_dict()))
-    assert by_chance >= 10, "names and shapes that stand for other layers"
+    assert by_chance >= 4, "names and shapes that stand for other layers"
     moved, said = load(mine, theirs)
     assert not moved
     (message,) = said
-    assert f"0 of {total} pretrained tensors are taken over: {row}" in message
+    assert f"0 of {total} pretrained tensors are taken over: {row} in this one" in message
+    assert why in message
     assert f" {by_chance} others have the name and shape of a tensor here" in message
 
 
 def test_a_checkpoint_is_treated_as_its_model() -> None:
-    moved, said = load(model("yolo11n_repvit.yaml"), {"model": model("yolo11n.yaml", seed=1), "ema": None})
+    moved, said = load(model("yolo11n_repvit.yaml"), {"model": model("yolo11s.yaml", seed=1), "ema": None})
     assert not moved
     assert len(said) == 1
 

@@ -90,6 +90,7 @@ class Card:
         releases: files that can be downloaded. The full name of a variant stands for its first release.
         weights: variant without a release -> one of `STATUSES`.
         by_hand: sentences that say how to get the weights that no release offers.
+        notes: variant -> what a user must know about it, such as sizes that are not the paper's.
         layouts: dotted name of a module whose `LAYOUTS` is a tuple of `checkpoints.rules.Layout`, one for each naming
             of parameters in published files. It is imported when weights are loaded.
 
@@ -107,6 +108,7 @@ class Card:
     releases: tuple[Release, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     by_hand: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
     layouts: str | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +137,7 @@ class Card:
             f"a mapping from variant to one of {', '.join(map(repr, STATUSES))}",
         )
         self._check("by_hand", isinstance(self.by_hand, str), "a text")
+        self._check("notes", _is_mapping_to(self.notes, str), "a mapping from variant to text")
         if both := [variant for variant in self.weights if self.release_of(variant)]:
             raise ValueError(f"The card of {self.title} has {both[0]!r} both in weights and in releases; keep one.")
 
@@ -176,6 +179,7 @@ class Card:
         yield from (("figures", variant) for variant in self.figures)
         yield from (("releases", release.variant) for release in self.releases if release.variant is not None)
         yield from (("weights", variant) for variant in self.weights)
+        yield from (("notes", variant) for variant in self.notes)
 
 
 def _is_tuple_of(values: Any, kind: type) -> bool:

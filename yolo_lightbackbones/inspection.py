@@ -19,6 +19,7 @@ class Part(NamedTuple):
         blocks: number of blocks in it.
         channels: channels of its output.
         reduction: image side divided by the side of its output.
+        tapped: whether its output is the tap of that reduction, if the backbone has such a tap.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Part(NamedTuple):
     blocks: int | None = None
     channels: int | None = None
     reduction: int | None = None
+    tapped: bool = True
 
 
 class Inspectable(nn.Module):

@@ -36,6 +36,8 @@ MOVED: Mapping[str, str] = {
     "backbones.parcnet.ParCBranch": "layers.parc.ParCBranch",
     "backbones.parcnet.PooledBatchNorm2d": "layers.norms.BatchNorm2d",
     "backbones.parcnet.PositionEmbedding": "layers.position.PositionEmbedding",
+    # a layer that Conv2Former shares with ConvNeXt
+    "backbones.conv2former.Downsample": "layers.downsample.Downsample",
     # rows of blocks are in the file of their family, and each block has its name of model YAMLs
     "blocks.RepViTBlocks": "backbones.repvit.RepViTBlocks",
     "blocks.LGLBlocks": "backbones.edgevit.LGLBlocks",

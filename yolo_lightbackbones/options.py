@@ -153,6 +153,8 @@ class Options:
             if isinstance(given, str):
                 raise ValueError(f"{name} is {quoted(given)}; give a sequence of taps: ({quoted(given)},).")
             object.__setattr__(self, name, None if given is None else tuple(given))
+        if isinstance(self.imgsz, list):
+            object.__setattr__(self, "imgsz", tuple(self.imgsz))
         for name, option in {**ROW_OPTIONS, **FURTHER_OPTIONS}.items():
             if name != "tap_norm" and getattr(self, name) != option.default:
                 option.check(name, getattr(self, name))
@@ -162,12 +164,13 @@ class Options:
         values = ((field, getattr(self, field.name)) for field in fields(self))
         return f"Options({', '.join(f'{field.name}={value!r}' for field, value in values if value != field.default)})"
 
-    def choose_taps(self, offered: Iterable[str], name: str) -> tuple[str, ...]:
+    def choose_taps(self, offered: Iterable[str], name: str, hint: str = "") -> tuple[str, ...]:
         """Check the requested taps against those on offer, and return them, shallow to deep.
 
         Args:
             offered: names of the taps on offer, shallow to deep.
             name: name of the backbone for error messages.
+            hint: what to add to the error about a tap that is not on offer, with a space before it.
 
         Raises:
             ValueError: for taps that are not on offer, listed twice, or not in the order shallow to deep, and for
@@ -176,7 +179,9 @@ class Options:
         levels = list(offered)
         taps = tuple(levels if self.taps is None else self.taps)
         if unknown := [tap for tap in taps if tap not in levels]:
-            raise ValueError(f"{name} has no tap {', '.join(map(quoted, unknown))}. Allowed: {', '.join(levels)}.")
+            raise ValueError(
+                f"{name} has no tap {', '.join(map(quoted, unknown))}. Allowed: {', '.join(levels)}.{hint}"
+            )
         if not taps or list(taps) != [level for level in levels if level in taps]:
             raise ValueError(
                 f"taps are {taps!r}; list at least one, each once, shallow to deep, out of {', '.join(levels)}."

@@ -20,7 +20,7 @@ from yolo_lightbackbones import backbones
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
-from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options
+from yolo_lightbackbones.options import TAPS, InitMode, InputNormMode, Options, PyramidMode
 
 ENTRY_POINT_GROUP = "yolo_lightbackbones"
 
@@ -48,7 +48,7 @@ def register_backbone(cls: BackboneT) -> BackboneT:
     if not (isinstance(cls, type) and issubclass(cls, Backbone)):
         given = cls.__name__ if isinstance(cls, type) else quoted(cls)
         raise TypeError(f"register_backbone takes a subclass of Backbone, not {given}.")
-    for attribute in ("family", "variants"):
+    for attribute in ("family",) if cls.is_open else ("family", "variants"):
         if not getattr(cls, attribute, None):
             raise TypeError(f"{cls.__name__} needs the class attribute {attribute!r} to be registered.")
     _load_families()
@@ -70,6 +70,8 @@ def block_rows() -> dict[str, type[BlockRow]]:
 def list_backbones(family: str | None = None) -> list[str]:
     """Full names of all variants (`"edgevit_xxs"`), or of one family's (`family="edgevit"`).
 
+    Variants of open families (`timm/resnet18`) are not listed, because another library lists them.
+
     Raises:
         ValueError: for an unknown family.
     """
@@ -90,6 +92,9 @@ def create_backbone(
     input_norm: InputNormMode = "auto",
     init: InitMode = "published",
     normed_taps: Sequence[str] = (),
+    pretrained: bool | str = False,
+    imgsz: int | Sequence[int] | None = None,
+    pyramid: PyramidMode = "none",
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
@@ -102,10 +107,14 @@ def create_backbone(
     if found is None:
         names = list_backbones()
         meant, variant = recognise(name, families()) or (None, None)
-        hint = f" Did you mean '{meant.family}_{variant}'?" if meant and variant else did_you_mean(_spelt(name), names)
-        raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}.")
+        hint = (
+            f" Did you mean '{meant.full_name(variant)}'?" if meant and variant else did_you_mean(_spelt(name), names)
+        )
+        others = "".join(f", or {cls.full_name(cls.choices())}" for cls in families().values() if cls.is_open)
+        raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}{others}.")
     cls, variant = found
-    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps))
+    further: dict[str, Any] = {"pretrained": pretrained, "imgsz": imgsz, "pyramid": pyramid}
+    return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps, **further))
 
 
 def find(name: str) -> tuple[type[Backbone], str] | None:
@@ -127,7 +136,7 @@ def find(name: str) -> tuple[type[Backbone], str] | None:
 def family_in(name: str) -> type[Backbone] | None:
     """The family whose name is at the start of `name`, `repvit` in `repvit_m0_9`; of several, the longest name wins."""
     wanted = _spelt(name)
-    begun = [cls for cls in families().values() if f"{wanted}_".startswith(f"{cls.family}_")]
+    begun = [cls for cls in families().values() if wanted == cls.family or wanted.startswith(cls.full_name(""))]
     return max(begun, key=lambda cls: len(cls.family), default=None)
 
 
@@ -173,7 +182,7 @@ def _spelt(name: str) -> str:
 
 def _names(cls: type[Backbone]) -> dict[str, str]:
     """Full name -> short name of each variant of a family."""
-    return {f"{cls.family}_{variant}": variant for variant in cls.variants}
+    return {cls.full_name(variant): variant for variant in cls.variants}
 
 
 def _load_families() -> None:

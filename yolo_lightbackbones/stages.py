@@ -96,6 +96,8 @@ class Stage(nn.Module):
 class StagedBackbone(Backbone, fusion.Fusible):
     """A backbone with a stem and stages; a family implements `build_stem` and `build_stages`.
 
+    A family that has variants with a single stage takes the option `pyramid` into its `row_options`.
+
     Args:
         variant: a short or full variant name (`"xxs"`, `"edgevit_xxs"`), or a config of the family.
         options: the options of the backbone. They can also be given by name: `EdgeViT("xxs", taps=("P3",))`.
@@ -104,6 +106,8 @@ class StagedBackbone(Backbone, fusion.Fusible):
         TypeError: for an unknown option, and for options given both as a value and by name.
         ValueError: for an unknown variant, for a tap that is not on offer, and for a value that `Options` refuses.
     """
+
+    pyramid: layers.SimpleFeaturePyramid | None
 
     def __init__(self, variant: Any, options: Options | None = None, **named: Any) -> None:
         super().__init__()
@@ -117,9 +121,16 @@ class StagedBackbone(Backbone, fusion.Fusible):
         self.input_norm: nn.Module = nn.Identity() if convention == InputConvention() else InputNorm(convention)
         # The stem comes first: Ultralytics reads the number of image channels from the first parameter that it finds.
         self.stem = self.build_stem(config, options.in_channels)
-        self.stages = nn.ModuleList(_needed(self.build_stages(config, rate), options.taps))
+        pyramid = options.pyramid == "simple" and "pyramid" in self.row_options
+        self.stages = nn.ModuleList(_needed(self.build_stages(config, rate), None if pyramid else options.taps))
         offered = {stage.tap: stage.channels for stage in self._stages()}
+        if pyramid:
+            known = isinstance(variant, str)
+            name = f"{self.family}_{self.resolve_variant(variant)}" if known else type(self).__name__
+            reduction = layers.check_plain(name, [stage.reduction for stage in self._stages()])
+            (dim,), offered = offered.values(), layers.pyramid_taps()
         self.set_taps(offered, options)
+        self.pyramid = layers.SimpleFeaturePyramid(dim, reduction, self.taps) if pyramid else None
 
         if options.init == "scratch":
             layers.init_for_scratch(self)
@@ -145,13 +156,17 @@ class StagedBackbone(Backbone, fusion.Fusible):
         for stage in self._stages():
             tapped, x = stage(x)
             if stage.tap in self.taps:
-                features.append(self.tap_norms.norm(stage.tap, tapped))
-        return features
+                features.append(tapped)
+        if self.pyramid is not None:
+            features = self.pyramid(x)
+        return [self.tap_norms.norm(tap, feature) for tap, feature in zip(self.taps, features, strict=True)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if TAP_NORMS not in self._modules:  # from a pickle that is older than tap norms
             self.tap_norms = TapNorms()
+        if not hasattr(self, layers.PYRAMID):  # from a pickle that is older than pyramids
+            self.pyramid = None
 
     def _stages(self) -> Iterator[Stage]:
         return (cast(Stage, stage) for stage in self.stages)
@@ -187,10 +202,23 @@ class StagedBackbone(Backbone, fusion.Fusible):
     def parts(self) -> list[Part]:
         """List stem and stages, shallow to deep, and the norms behind the taps."""
         stages = [
-            Part(f"stages.{number}", f"stage {number + 1}", len(stage.blocks), stage.channels, stage.reduction)
+            Part(
+                f"stages.{number}",
+                f"stage {number + 1}",
+                len(stage.blocks),
+                stage.channels,
+                stage.reduction,
+                tapped=self.pyramid is None,
+            )
             for number, stage in enumerate(self._stages())
         ]
-        return [Part("stem", "stem"), *stages, *(Part(f"{TAP_NORMS}.{tap}", "tap norms") for tap in self.tap_norms)]
+        pyramid = [
+            Part(f"{layers.PYRAMID}.{tap}", f"pyramid {tap}", None, channels, reduction)
+            for tap, channels, reduction in zip(self.taps, self.out_channels, self.reductions, strict=True)
+            if self.pyramid is not None
+        ]
+        norms = [Part(f"{TAP_NORMS}.{tap}", "tap norms") for tap in self.tap_norms]
+        return [Part("stem", "stem"), *stages, *pyramid, *norms]
 
     @classmethod
     def stage_of(cls, name: str) -> int:
@@ -203,7 +231,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
 
     @classmethod
     def is_extra(cls, name: str) -> bool:
-        return name.startswith(f"{TAP_NORMS}.")
+        return name.startswith((f"{TAP_NORMS}.", f"{layers.PYRAMID}."))
 
     def is_unbuilt(self, name: str) -> bool:
         return self.stage_of(name) >= len(self.stages)

@@ -23,17 +23,25 @@ from yolo_lightbackbones import fusion, moved
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import IMAGENET
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
-from yolo_lightbackbones.options import Option, odd, scale, share, whole
+from yolo_lightbackbones.layers import (
+    LAYER_SCALE_FOR_SCRATCH,
+    BatchNorm2d,
+    Downsample,
+    DropPath,
+    LayerNorm2d,
+    add_scaled,
+    drop_path_rates,
+)
+from yolo_lightbackbones.options import FURTHER_OPTIONS, ROW_OPTIONS, Option, odd, scale, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
-
-LAYER_SCALE_FOR_SCRATCH = 0.1
-"""From 1e-6, SGD leaves most layer scales below 0.01 for hundreds of updates: their blocks do almost nothing."""
 
 
 @dataclass(frozen=True)
 class Conv2FormerConfig:
-    """Config of a Conv2Former (paper, table 1); `kernel_size` is that of the convolutional modulation."""
+    """Config of a Conv2Former (paper, table 1); `kernel_size` is that of the convolutional modulation.
+
+    With a `patch_size`, the stem is a convolution of this size and stride; None: the three convolutions of the paper.
+    """
 
     dims: tuple[int, ...]
     depths: tuple[int, ...]
@@ -41,12 +49,15 @@ class Conv2FormerConfig:
     mlp_ratio: int = 4
     layer_scale: float = 1e-6
     drop_path_rate: float = 0.0
+    patch_size: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.dims) != len(self.depths):
             raise ValueError(f"dims and depths need one entry per stage each: {self}.")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} must be odd, so that a map keeps its size.")
+        if self.patch_size not in (None, 4, 8, 16, 32):
+            raise ValueError(f"patch_size {self.patch_size} must be 4, 8, 16 or 32, the reduction of the first stage.")
 
 
 VARIANTS = {
@@ -56,6 +67,10 @@ VARIANTS = {
     "b": Conv2FormerConfig(dims=(96, 192, 384, 768), depths=(4, 4, 34, 4)),
     "l": Conv2FormerConfig(dims=(128, 256, 512, 1024), depths=(4, 4, 48, 4)),
     "b_k7": Conv2FormerConfig(dims=(96, 192, 384, 768), depths=(4, 4, 34, 4), kernel_size=7),
+    # Isotropic (paper, table of isotropic models): 18 equal blocks. Neither code nor widths were published; these are
+    # the multiples of 64 that come nearest to about 22 M, and above 80 M, parameters with the classifier.
+    "is": Conv2FormerConfig(dims=(320,), depths=(18,), patch_size=16),
+    "ib": Conv2FormerConfig(dims=(640,), depths=(18,), patch_size=16),
 }
 
 
@@ -115,21 +130,16 @@ class Stem(fusion.Fusible):
         return self
 
 
-class Downsample(fusion.Fusible):
-    """LayerNorm and a 2x2 convolution of stride 2: (B, in_channels, H, W) -> (B, dim, H / 2, W / 2)."""
+class PatchEmbed(nn.Module):
+    """Patches that do not overlap: (B, C, H, W) -> (B, dim, H / patch_size, W / patch_size)."""
 
-    def __init__(self, in_channels: int, dim: int) -> None:
+    def __init__(self, in_channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.norm = LayerNorm2d(in_channels, eps=1e-6)
-        self.conv = Conv2d(in_channels, dim, 2, stride=2)
+        self.conv = Conv2d(in_channels, dim, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.norm(x))
+        out: Tensor = self.conv(x)
         return out
-
-    def fold(self) -> Downsample:
-        self.conv = fusion.scale_inputs(self.conv, *fusion.take_affine(self.norm))
-        return self
 
 
 class ConvModulation(fusion.Fusible):
@@ -202,8 +212,8 @@ class ConvModBlock(fusion.Fusible):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _add_scaled(x, self.drop_path(self.attn(x)), self.layer_scale1)
-        x = _add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
+        x = add_scaled(x, self.drop_path(self.attn(x)), self.layer_scale1)
+        x = add_scaled(x, self.drop_path(self.mlp(x)), self.layer_scale2)
         return x
 
     def fold(self) -> ConvModBlock:
@@ -215,19 +225,6 @@ class ConvModBlock(fusion.Fusible):
         self.mlp.fc2 = fusion.scale_outputs(self.mlp.fc2, self.layer_scale2)
         self.layer_scale1 = self.layer_scale2 = None
         return self
-
-
-def _add_scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    """`x + scale * branch` with `scale` (dim,), computed in float32 at least.
-
-    Under autocast, where parameters are float32, the sum stays in float32: rounded to half precision, it would not
-    differ from `x` until the layer scale has grown a thousandfold. A half precision model gets its own dtype back.
-    """
-    if scale is None:
-        return x + branch
-    exact = torch.promote_types(x.dtype, torch.float32)
-    out = x.to(exact) + scale.to(exact).view(1, -1, 1, 1) * branch.to(exact)
-    return out.to(torch.promote_types(x.dtype, scale.dtype))
 
 
 class ConvModBlocks(BlockRow):
@@ -251,12 +248,17 @@ class ConvModBlocks(BlockRow):
 
 
 class Conv2Former(StagedBackbone):
-    """Conv2Former N, T, S, B, L: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2))."""
+    """Conv2Former N, T, S, B, L: image (B, 3, H, W) -> taps P2..P5, each (B, dims[i], H / 2^(i+2), W / 2^(i+2)).
+
+    IS and IB have one stage and offer P4 only, (B, dims[0], H / 16, W / 16). With `pyramid: simple` they offer
+    P2..P5, with 256 channels each.
+    """
 
     family = "conv2former"
     variants = VARIANTS
     block_rows = {"ConvModBlock": ConvModBlocks}
     input_convention = IMAGENET
+    row_options = {**ROW_OPTIONS, "pyramid": FURTHER_OPTIONS["pyramid"]}
     row_init = "scratch"
     row_tap_norm = "batch"
 
@@ -268,15 +270,17 @@ class Conv2Former(StagedBackbone):
                     assert scale is not None
                     nn.init.constant_(scale, LAYER_SCALE_FOR_SCRATCH)
 
-    def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> Stem:
+    def build_stem(self, config: Conv2FormerConfig, in_channels: int) -> nn.Module:
+        if config.patch_size is not None:
+            return PatchEmbed(in_channels, config.dims[0], config.patch_size)
         return Stem(in_channels, config.dims[0])
 
     def build_stages(self, config: Conv2FormerConfig, drop_path_rate: float) -> Iterator[Stage]:
         rates = drop_path_rates(drop_path_rate, config.depths)
         in_channels: int | None = None
-        reduction = 4
+        reduction = 4 if config.patch_size is None else config.patch_size
         for dim, stage_rates in zip(config.dims, rates, strict=True):
-            downsample = None if in_channels is None else Downsample(in_channels, dim)
+            downsample = None if in_channels is None else Downsample(in_channels, dim, Conv2d)
             blocks = [
                 ConvModBlock(dim, config.kernel_size, config.mlp_ratio, config.layer_scale, rate)
                 for rate in stage_rates
@@ -300,10 +304,15 @@ Conv2Former.card = Card(
         "b": Figures(84.4, _SOURCE, 90, 15.9),
         "l": Figures(87.0, _SOURCE, 199, 36.0, note="pretrained on ImageNet-22k"),
     },
-    weights=dict.fromkeys(VARIANTS, "by hand"),
+    weights={**dict.fromkeys(VARIANTS, "by hand"), "is": "none released", "ib": "none released"},
     by_hand=(
         "Conv2Former's weights are on a file-sharing site that no program can read: download them with a browser, "
-        f"starting from {_SOURCE}, and give the file's path."
+        f"starting from {_SOURCE}, and give the file's path. Of IS and IB, nothing was released."
+    ),
+    notes=dict.fromkeys(
+        ("is", "ib"),
+        "one stage at 1/16, which gives P4 only; its width is ours, chosen for about 22 M (IS) and above 80 M (IB) "
+        "parameters, because the paper gives no more; the row option pyramid: simple makes P2 to P5",
     ),
     layouts="yolo_lightbackbones.checkpoints.layouts.conv2former",
 )

@@ -169,7 +169,7 @@ def _make_plan(backbone: Backbone, state: Mapping[str, Tensor]) -> _Plan:
             plan.colliding[ours] = [key for key, _ in sources]
         else:
             key, tensor = sources[0]
-            if ours == stem and _is_plain(tensor):
+            if ours == stem and is_plain(tensor):
                 adapted = adapt_channels(tensor, target[ours], bgr=backbone.input_convention.bgr)
                 plan.adapted += [ours] * (adapted is not tensor)
                 tensor = adapted
@@ -209,8 +209,8 @@ def _check_target(backbone: Backbone) -> None:
 def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
     """Our keys of stages that the variant has but this backbone did not build, because no tap needs them."""
     beyond = [key for key in converted.placed if backbone.is_unbuilt(key)]
-    if not beyond:
-        return set()
+    if not beyond or backbone.variant is not None:  # it knows the names of its variant by itself
+        return set(beyond)
     names = {key for variant in identify.matching_variants(backbone) for key in identify.full_shapes(variant)}
     # A custom config is not a known variant, so nobody knows the keys of its other stages.
     return {key for key in beyond if not names or key in names}
@@ -232,13 +232,13 @@ def adapt_channels(weight: Tensor, target: Tensor, *, bgr: bool) -> Tensor:
     return (weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)).to(dtype)
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has all its values in memory: it is not sparse, not quantised, not on the meta device."""
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _misfit(tensor: Tensor, target: Tensor) -> str | None:
-    if not _is_plain(tensor):
+    if not is_plain(tensor):
         return "sparse, quantised or without values in the file"
     if tensor.shape != target.shape:
         return f"the file has {_dims(tensor)}, the backbone {_dims(target)}"

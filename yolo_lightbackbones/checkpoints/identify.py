@@ -17,6 +17,7 @@ from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone, Options
 from yolo_lightbackbones.checkpoints.layouts import layouts_of
 from yolo_lightbackbones.checkpoints.rules import OURS, Converted, Layout, convert
+from yolo_lightbackbones.layers import PYRAMID
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,7 +36,7 @@ class Variant:
     short_name: str
 
     def __str__(self) -> str:
-        return f"{self.family.family}_{self.short_name}"
+        return self.family.full_name(self.short_name)
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,19 @@ def matching_variants(backbone: Backbone) -> list[Variant]:
     There are several only if the stages in which they differ were not built.
     """
     family = type(backbone)
+    if backbone.variant is not None:
+        return [Variant(family, backbone.variant)]
     found = backbone.image_conv()
-    options = Options(in_channels=found[1].weight.shape[1] if found else 3, taps=backbone.taps)
+    # a pyramid and its taps are no part of a variant
+    taps = None if getattr(backbone, PYRAMID, None) is not None else backbone.taps
+    options = Options(in_channels=found[1].weight.shape[1] if found else 3, taps=taps)
     shapes = _shapes(backbone)
-    return [Variant(family, name) for name in family.variants if _built(family, name, options) == shapes]
+    matching = []
+    for name in family.variants:
+        with contextlib.suppress(ValueError):  # for a variant without these taps
+            if _built(family, name, options) == shapes:
+                matching.append(Variant(family, name))
+    return matching
 
 
 def full_shapes(variant: Variant) -> Shapes:
@@ -82,10 +92,15 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised | None:
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         for family, its_layouts in layouts.items():
             files = [_shapes_of(convert(layout, inside), family) for layout in its_layouts]
-            for variant in (Variant(family, name) for name in family.variants):
+            strange: set[type] = set()
+            for name, config in family.variants.items():
+                if type(config) in strange:
+                    continue
+                variant = Variant(family, name)
                 shapes = full_shapes(variant)
                 if not any(shapes.keys() & file.keys() for file in files):
-                    break  # the variants of a family share names: if one has none of these, none has
+                    strange.add(type(config))  # variants with configs of one class share names: none has any of these
+                    continue
                 similarity = max(_similarity(shapes, file, family) for file in files)
                 if similarity > (best.similarity if best else 0):
                     best = Recognised((variant,), similarity, prefix)
@@ -142,7 +157,7 @@ def _built(family: type[Backbone], variant: str, options: Options) -> Shapes:
     Building takes up to half a second, and one message may need all variants, so the answer is kept for as long as the
     config of the variant is the same one.
     """
-    config, key = family.variants[variant], (family, variant, options)
+    config, key = family.config_of(variant), (family, variant, options)
     known = _known.get(key)
     if known is None or known[0] is not config:
         with torch.device("meta"):

@@ -36,10 +36,11 @@ def backbone_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
 def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     """Describe a model of Ultralytics, with or without a backbone of ours, for an image of this height and width."""
     net = target.module
-    place, backbone = _find_backbone(net)
+    backbones = _backbones(net)
     rows = [f"model.{number}" for number in range(len(net.model))]
-    stages = [] if backbone is None else _part_names(backbone, f"{place}.")
+    stages = [name for row, backbone in backbones.items() for name in _part_names(backbone, f"model.{row}.")]
     costs = target.count(size, [*rows, *stages])
+    used = [_used_backbone(net, row, backbone, costs, size) for row, backbone in backbones.items()]
     described = _rows(net, costs)
     return {
         "name": target.name,
@@ -49,7 +50,8 @@ def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
         "scale": net.yaml.get("scale") or None,
         "classes": net.yaml.get("nc"),
         "image_channels": target.channels,
-        "backbone": None if backbone is None else _used_backbone(net, place, backbone, costs, size),
+        "backbone": used[0] if used else None,
+        "backbones": used,
         "rows": described,
         "parts": _parts(described),
         **_numbers(costs.total),
@@ -57,19 +59,22 @@ def model_document(target: Target, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _find_backbone(net: Any) -> tuple[str, Backbone | None]:
-    """The name of our backbone in a model, and the backbone; an empty name and None if there is none."""
+def _backbones(net: Any) -> dict[int, Backbone]:
+    """Our backbones in a model: row -> backbone."""
     from yolo_lightbackbones.backbone import Backbone
 
-    return next(((name, m) for name, m in net.named_modules() if isinstance(m, Backbone)), ("", None))
+    return {row: module for row, module in enumerate(net.model) if isinstance(module, Backbone)}
 
 
-def _used_backbone(net: Any, place: str, backbone: Backbone, costs: Costs, size: tuple[int, int]) -> dict[str, Any]:
+def _used_backbone(net: Any, row: int, backbone: Backbone, costs: Costs, size: tuple[int, int]) -> dict[str, Any]:
     from yolo_lightbackbones.checkpoints import identify
 
     offered = dict(zip(backbone.taps, backbone.out_channels, strict=True))
-    row = int(place.removeprefix("model."))
-    used = {backbone.taps[m.index] for m in net.model if type(m).__name__ == "Index" and m.f in (row, [row])}
+    used = {
+        backbone.taps[module.index]
+        for number, module in enumerate(net.model)
+        if type(module).__name__ == "Index" and module.f in (row, [row], row - number, [row - number])
+    }
     return {
         "module": type(backbone).__name__,
         "variants": [str(variant) for variant in identify.matching_variants(backbone)],
@@ -77,7 +82,7 @@ def _used_backbone(net: Any, place: str, backbone: Backbone, costs: Costs, size:
         "taps": {tap: channels for tap, channels in offered.items() if tap in used},
         "size_divisibility": backbone.size_divisibility,
         "input": _input(backbone),
-        "stages": _stages(backbone, costs, size, f"{place}."),
+        "stages": _stages(backbone, costs, size, f"model.{row}."),
     }
 
 
@@ -104,7 +109,7 @@ def _stages(backbone: Backbone, costs: Costs, size: tuple[int, int], prefix: str
             "blocks": part.blocks,
             "channels": channels,
             "reduction": reduction,
-            "tap": None if part.reduction is None else taps.get(part.reduction),
+            "tap": taps.get(part.reduction) if part.reduction is not None and part.tapped else None,
             **_numbers(cost),
         }
     return list(found.values())

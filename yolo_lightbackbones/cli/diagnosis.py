@@ -235,7 +235,7 @@ def _trial() -> Finding:
 
     tasks = importlib.import_module("ultralytics.nn.tasks")
     name, family = next(iter(registry.families().items()))
-    variant = next(iter(family.variants))
+    variant = family.example()
     rows = [[-1, 1, name, [variant]], [0, 1, "Tap", ["P3"]]]
     try:
         with contextlib.redirect_stdout(sys.stderr):

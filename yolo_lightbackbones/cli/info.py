@@ -63,15 +63,16 @@ def _print_backbone(document: dict[str, Any]) -> None:
 
 
 def _print_model(document: dict[str, Any]) -> None:
-    text, backbone = _say(), document["backbone"]
+    text, backbones = _say(), document["backbones"]
     scale = f", scale {document['scale']}" if document["scale"] else ""
     text(f"{document['name']}: {document['task']}{scale}, {document['classes']} classes")
-    if backbone is None:
+    if not backbones:
         text("backbone: none of ours")
-    else:
+    for backbone in backbones:
         variants = " or ".join(backbone["variants"]) or "of a custom config, or folded"
         taps = ", ".join(f"{tap} ({channels})" for tap, channels in backbone["taps"].items())
-        text(f"backbone: {backbone['module']}, {variants}; taps in use: {taps}")
+        where = f" in row {backbone['row']}" if len(backbones) > 1 else ""
+        text(f"backbone{where}: {backbone['module']}, {variants}; taps in use: {taps}")
         text(f"image: {_image(backbone)}")
     height, width = document["imgsz"]
     table = Table(title=f"At {height} x {width} (height x width)", title_justify="left")
@@ -88,9 +89,8 @@ def _print_model(document: dict[str, Any]) -> None:
                 sources = row["from"] if isinstance(row["from"], list) else [row["from"]]
                 described = (escape(row["module"]), _shape(row["output"]), *_cost_cells(row))
                 table.add_row(str(row["row"]), ", ".join(map(str, sources)), *described)
-                if backbone is not None and row["row"] == backbone["row"]:
-                    for stage in backbone["stages"]:
-                        table.add_row("", "", *_stage_in_model(stage, document["imgsz"]), style="dim")
+                for stage in [stage for used in backbones if used["row"] == row["row"] for stage in used["stages"]]:
+                    table.add_row("", "", *_stage_in_model(stage, document["imgsz"]), style="dim")
     _total(table, document, 3)
     Console(highlight=False).print(table)
     text(f"{document['parameters']:,} parameters, {document['gflops']:.2f} GFLOPs (two per multiply-add)")

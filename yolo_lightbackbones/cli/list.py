@@ -25,6 +25,10 @@ if TYPE_CHECKING:  # it imports torch, which `lightbackbones --help` does withou
     from yolo_lightbackbones.backbone import Backbone
 
 
+_LEVELS = ("P2", "P3", "P4", "P5")
+"""Columns of channels; `options.TAPS`, which the command line's help does without."""
+
+
 def list_backbones(
     *,
     family: Annotated[
@@ -84,6 +88,7 @@ def _entry(cls: type[Backbone], short: str, size: tuple[int, int]) -> dict[str, 
         "taps": {},
         "published": asdict(figures) if figures else None,
         "weights": _weights(cls, short),
+        "note": cls.card.notes.get(short),
         "problem": None,
     }
     try:
@@ -149,7 +154,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         escape(entry["name"]),
         "-" if entry["parameters"] is None else f"{entry['parameters'] / 1e6:.2f}",
         "-" if entry["macs"] is None else f"{entry['macs'] / 1e9:.2f}",
-        " ".join(map(str, entry["taps"].values())) or "-",
+        " ".join(str(entry["taps"].get(tap, "-")) for tap in _LEVELS) if entry["taps"] else "-",
         f"{figures['top1']:.1f}" if figures else "-",
         entry["weights"]["status"] or "-",
     ]
@@ -162,7 +167,7 @@ def _notes(entries: list[dict[str, Any]]) -> list[str]:
     lines += [f"ImageNet top-1 as published: {source}" for source in dict.fromkeys(f["source"] for f in figures)]
     by_note: dict[str, list[str]] = {}
     for entry in entries:
-        for note in _remarks(entry["published"]):
+        for note in [*_remarks(entry["published"]), *([entry["note"]] if entry["note"] else [])]:
             by_note.setdefault(note, []).append(entry["name"])
     lines += [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
     if any(entry["weights"]["download"] for entry in entries):

@@ -25,12 +25,16 @@ MODELS = {
 }
 """Task -> class in `ultralytics.nn.tasks` that builds its models."""
 
-OTHER_MODELS = {
+MODELS_OF_HEADS = {
     "SemanticSegment": ("semantic", "SemanticSegmentationModel"),
     "Depth": ("depth", "DepthModel"),
     "RTDETRDecoder": ("detect", "RTDETRDetectionModel"),
+    "WorldDetect": ("detect", "WorldModel"),
+    "YOLOEDetect": ("detect", "YOLOEModel"),
+    "YOLOESegment": ("segment", "YOLOESegModel"),
+    "YOLOESegment26": ("segment", "YOLOESegModel"),
 }
-"""Head -> task and class of models that can only be described here. Not every Ultralytics has all of them."""
+"""Head -> task and class, where the task does not say the class. Not every Ultralytics has all of them."""
 
 
 @contextlib.contextmanager
@@ -143,21 +147,23 @@ def our_yamls(wanted: str = "") -> str:
     return f"such as {', '.join(close)}; all {len(names)} are in {folders}"
 
 
-def build(config: dict[str, Any], model: str, channels: int, *, any_head: bool = False) -> Any:
-    """Build a model with random weights for the task of its head; `any_head` allows `OTHER_MODELS`, too."""
+def build(config: dict[str, Any], model: str, channels: int) -> Any:
+    """Build a model with random weights, of the class that belongs to its head."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.plugin import row
+    from yolo_lightbackbones.plugin import pretrained, releases, row
 
+    config = pretrained.without(config)  # nothing is downloaded here
+    head = _head(config)
     task = tasks.guess_model_task(config)
-    name = MODELS.get(task)
-    if any_head:
-        task, name = OTHER_MODELS.get(_head(config), (task, name))
-    if name is None or _head(config) is None or not hasattr(tasks, name):
+    task, name = MODELS_OF_HEADS.get(str(head), (task, MODELS.get(task)))
+    if name is None or head is None:
         raise UserError(
-            f"The last row of {model} is no head for any of {', '.join(MODELS)}. End it with Detect, Segment, "
-            "Classify, Pose or OBB."
+            f"The last row of {model} is no head for any of {', '.join(MODELS)}, semantic, depth. End it with Detect, "
+            "Segment, Classify, Pose or OBB."
         )
+    if not hasattr(tasks, name):
+        raise UserError(f"{model} cannot be built: {releases.lacks(str(head))}")
     untrusted.check_cost(config, channels, model)
     try:
         net = getattr(tasks, name)(config, ch=channels, verbose=False)
@@ -193,19 +199,29 @@ def _head(config: dict[str, Any]) -> Any:
     return last[2] if isinstance(last, list) and len(last) > 2 and isinstance(last[2], str) else None
 
 
-def backbone_of(net: Any, what: str) -> Any:
-    """Find our backbone in a model of Ultralytics, which messages call `what`."""
+def backbones_of(net: Any, what: str) -> dict[int, Any]:
+    """Find our backbones in a model of Ultralytics, which messages call `what`: row -> backbone, at least one.
+
+    Raises:
+        UserError: if there is none.
+    """
     from yolo_lightbackbones import registry
     from yolo_lightbackbones.backbone import Backbone
 
-    found = next((module for module in net.modules() if isinstance(module, Backbone)), None)
-    if found is None:
+    rows = getattr(net, "model", None) or ()
+    found = {number: row for number, row in enumerate(rows) if isinstance(row, Backbone)}
+    if not found:
         raise UserError(f"{what} has no backbone of ours, none of {', '.join(registry.families())}.")
     return found
 
 
+def listed_backbones(backbones: Mapping[int, Any]) -> str:
+    """A text for errors: rows and families of several backbones."""
+    return listed(f"row {number} ({type(backbone).__name__})" for number, backbone in backbones.items())
+
+
 def read_checkpoint(path: Path) -> Any:
-    """Read the model of an Ultralytics checkpoint with Ultralytics' restricted loader: its own classes, and ours.
+    """Read the model of an Ultralytics checkpoint in float32, with its restricted loader: its classes, and ours.
 
     The loader gets a checked copy, see `checkpoints.modules`: no constructor is called, so nothing from the model's
     YAML is evaluated.
@@ -238,7 +254,10 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(
             f"{shown} is an Ultralytics checkpoint whose model contains itself, or things that are no layers."
         )
-    return net
+    try:
+        return net.float()
+    except Exception as error:  # of any kind: Ultralytics' own conversion looks into the rows
+        raise UserError(f"{shown} is an Ultralytics checkpoint that is damaged: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -29,11 +29,19 @@ def new(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model YAML to write.")],
     neck: Annotated[
-        str, typer.Option("--neck", "-n", help="A generation of YOLO, such as yolo11.", autocompletion=completion.necks)
+        str,
+        typer.Option(
+            "--neck", "-n", help="A neck of Ultralytics, such as yolo11 or rtdetr.", autocompletion=completion.necks
+        ),
     ] = "yolo11",
     task: Annotated[
         str,
-        typer.Option("--task", "-t", help="detect, segment, pose, obb, classify.", autocompletion=completion.tasks),
+        typer.Option(
+            "--task",
+            "-t",
+            help="detect, segment, pose, obb, classify, semantic, depth.",
+            autocompletion=completion.tasks,
+        ),
     ] = "detect",
     taps: Annotated[
         str | None,
@@ -54,7 +62,7 @@ def new(
     with errors_for_users():
         from yolo_lightbackbones.configs import writer
 
-        _check_name(output)
+        _check_name(output, neck, task)
         check_new_file(output, force)
         if task == "classify" and taps is not None:
             raise UserError("A classifier works only on P5. Leave --taps out.")
@@ -73,8 +81,10 @@ def new(
     console.print(f"Train it: yolo {verb}train model={shlex.quote(str(output))} data=...", markup=False)
 
 
-def _check_name(output: Path) -> None:
-    """Refuse a name under which Ultralytics would not find the file."""
+def _check_name(output: Path, neck: str, task: str) -> None:
+    """Refuse a name under which Ultralytics would not find the file, or would build another class of model."""
+    from yolo_lightbackbones.configs.necks import NECKS
+
     if output.suffix not in {".yaml", ".yml"}:  # in lower case, as Ultralytics needs it
         raise UserError(f"The output is {output}; its suffix must be one of .yaml, .yml.")
     if not output.name.isprintable():
@@ -83,6 +93,20 @@ def _check_name(output: Path) -> None:
         )
     if re.fullmatch(r"yolov[58][nsmlx]6", output.stem):
         raise UserError(f"Ultralytics reads {output.name} as {output.stem[:-1]}-p6.yaml. Choose another name.")
+    if neck not in NECKS:
+        return
+    part = NECKS[neck].name_part if task != "classify" else ""
+    if part not in output.stem:
+        raise UserError(
+            f"Ultralytics takes a model for {NECKS[neck].title} only if {part!r} is in the name of its file, and the "
+            f"output is {output.name}. Name it {neck}_{output.stem}.yaml, for example."
+        )
+    for other in sorted({known.name_part for known in NECKS.values()} - {"", part}):
+        if other in output.stem.lower():
+            raise UserError(
+                f"Ultralytics takes a file with {other!r} in its name for another class of model than "
+                f"{NECKS[neck].title}, and the output is {output.name}. Choose another name."
+            )
 
 
 def _build(text: str, output: Path) -> tuple[str, int, list[int]]:

@@ -62,6 +62,14 @@ class Target:
     def check(self, size: tuple[int, int]) -> None:
         """Refuse an image of a height and width that the module cannot take."""
         check_image_size(size, self.divisor, self.name)
+        from yolo_lightbackbones.backbone import Backbone
+
+        only = next((m.image_size for m in self.module.modules() if isinstance(m, Backbone) and m.image_size), size)
+        if only != size:
+            raise UserError(
+                f"{self.name} is built for images of {only[0]} x {only[1]}, and the size is {size[0]} x {size[1]}. "
+                f"Give --imgsz {only[0]}{f'x{only[1]}' if only[0] != only[1] else ''}."
+            )
 
     def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
         """Count the cost of the module and of some of its parts, for one image of this height and width.
@@ -93,18 +101,31 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
     if path.suffix in {".yaml", ".yml"}:
         with models.quiet_ultralytics():
             config = models.read_yaml(text, scale, assume_first=True)
-            net = models.build(config, text, _channels(config, text), any_head=True)
+            net = models.build(config, text, channels_of(config, text))
         return _model(text, "yaml", net)
     if scale is not None:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
     if path.exists():
         return _file(path, empty)
-    if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
+    if path.suffix in WEIGHTS_SUFFIXES or (path.name != text and not _is_of_open_family(text)):
         raise UserError(finding.explain_missing(path) or f"There is no file {text}.")
     return _variant(text, empty)
 
 
-def _channels(config: dict[str, Any], text: str) -> int:
+def _is_of_open_family(text: str) -> bool:
+    """Whether `text` is a name such as timm/resnet18, and no path."""
+    from yolo_lightbackbones import registry
+
+    family = registry.family_in(text)
+    return family is not None and family.is_open
+
+
+def channels_of(config: dict[str, Any], text: str) -> int:
+    """Channels of the images that a model YAML, which messages call `text`, is for: its `channels`, or 3.
+
+    Raises:
+        UserError: if it is not a number of channels.
+    """
     channels = config.get("channels") or 3
     if not is_whole(channels) or not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
@@ -119,12 +140,15 @@ def _variant(name: str, empty: bool) -> Target:
     try:
         with _device(empty):
             backbone = create_backbone(name, taps=None).eval()
+    except ModuleNotFoundError as error:  # of an open family
+        raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "
             "file will do as well."
         ) from error
-    return _backbone(full_name(backbone, name), "variant", backbone)
+    note = backbone.card.notes.get(backbone.resolve_variant(name), "")
+    return _backbone(full_name(backbone, name), "variant", backbone, note)
 
 
 def _file(path: Path, empty: bool) -> Target:
@@ -142,7 +166,7 @@ def _file(path: Path, empty: bool) -> Target:
                 f"{path} holds a {type(net).__name__} and no model of Ultralytics around it. "
                 "Give a checkpoint that Ultralytics has saved."
             ) from None
-        return _model(str(path), "checkpoint", net.float())
+        return _model(str(path), "checkpoint", net)
     found = identify.recognise(state)
     if found is None or found.similarity < engine.RESEMBLES:
         raise UserError(
@@ -165,17 +189,16 @@ def _backbone(name: str, kind: Kind, backbone: Backbone, note: str = "") -> Targ
 
 def _model(name: str, kind: Kind, net: Any) -> Target:
     from yolo_lightbackbones.backbone import Backbone
+    from yolo_lightbackbones.plugin.models import image_channels
 
     strides = [int(stride) for stride in getattr(net, "stride", [])]
     divisors = [module.size_divisibility for module in net.modules() if isinstance(module, Backbone)]
-    first = next(net.parameters())  # the stem's; Ultralytics looks there, too
-    channels = first.shape[1] if first.ndim == 4 else 3
-    return Target(name, kind, net.eval(), channels, max([1, *strides, *divisors]))
+    return Target(name, kind, net.eval(), image_channels(net), max([1, *strides, *divisors]))
 
 
 def full_name(backbone: Backbone, name: str) -> str:
     """`repvit_m0_9` for a backbone that was asked for as `repvit_m0.9`."""
-    return f"{backbone.family}_{backbone.resolve_variant(name)}"
+    return backbone.full_name(backbone.resolve_variant(name))
 
 
 def _device(empty: bool) -> Any:

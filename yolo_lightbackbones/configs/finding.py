@@ -106,7 +106,7 @@ def explain_missing(name: str | PurePath) -> str | None:
         return None
     if len(path.parts) == 1 and len(both := _of_others(path.name)) > 1:
         return f"Several packages have a YAML {flow(path.name)}: {', '.join(map(str, both))}. Give the path of one."
-    models = list(dict.fromkeys(found.name for found in model_yamls() if found.match("yolo*_*.yaml")))
+    models = list(dict.fromkeys(found.name for found in model_yamls() if found.match("*_*.yaml")))
     recipes = sorted(found.name for found in (config_dir() / "recipes").glob("*.yaml"))
     names = models if path.suffix.lower() == ".pt" else [*models, *recipes]
     wanted = _letters(path.stem)
@@ -130,9 +130,10 @@ def explain_missing(name: str | PurePath) -> str | None:
 def scaled_name(name: str, letter: str) -> str:
     """The name that asks Ultralytics for a YAML at a scale: `yolov5n_repvit.yaml` for `yolov5_repvit.yaml` and n.
 
-    A name that does not begin like Ultralytics' own has no place for a letter and is not changed.
+    A name that does not begin like Ultralytics' own, or has a letter there, is not changed: `rtdetr_repvit.yaml`,
+    `yolov9t_repvit.yaml`.
     """
-    return re.sub(r"^(yolov?\d+)", rf"\g<1>{letter}", name)
+    return re.sub(r"^(yolo(?:e-)?v?\d+)(?![a-z\d])", rf"\g<1>{letter}", name)
 
 
 _LONGEST_NAME = 100

@@ -1,4 +1,4 @@
-"""Writes model YAMLs with comments: a backbone, a neck of one of Ultralytics' generations, and a head for a task.
+"""Writes model YAMLs with comments: a backbone, a neck of one of Ultralytics' models, and a head for a task.
 
 `tools/make_cfg.py` writes `cfg/` with it, and `lightbackbones new` writes a user's own YAMLs.
 """
@@ -13,7 +13,8 @@ from typing import Any
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS, Backbone
 from yolo_lightbackbones.configs import finding
-from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Line, Neck, classifier, detector, reduction
+from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Neck
+from yolo_lightbackbones.configs.wiring import Line, classifier, detector, reduction
 from yolo_lightbackbones.messages import flow, listed, quoted
 
 TASK_TITLES = {
@@ -22,6 +23,8 @@ TASK_TITLES = {
     "pose": "pose estimation",
     "obb": "oriented object detection",
     "classify": "image classification",
+    "semantic": "semantic segmentation",
+    "depth": "monocular depth estimation",
 }
 EXAMPLE_DATA = {
     "detect": "coco.yaml",
@@ -29,14 +32,19 @@ EXAMPLE_DATA = {
     "pose": "coco-pose.yaml",
     "obb": "DOTAv1.yaml",
     "classify": "imagenet",
+    "semantic": "cityscapes.yaml",
+    "depth": "nyu-depth.yaml",
 }
 SETTINGS = {
     "nc": "number of classes",
     "kpt_shape": "number of keypoints, number of dims (2 for x,y or 3 for x,y,visible)",
     "end2end": "whether to use end-to-end mode",
     "reg_max": "DFL bins",
+    "text_model": "encoder of the class names",
 }
 """Key of a model YAML -> the comment after it."""
+LONGEST_LETTERS = 4
+"""Most characters of a variant that is letters and digits, such as `b_k7`; longer ones are names."""
 CLASSIFIER_NECK = "yolo26"
 """Generation in the names of classifiers: Ultralytics reads a scale letter only off names that begin like its own."""
 
@@ -72,14 +80,21 @@ def write(
         figures: scale letter -> text to add to its comment after the variant, such as parameters and GFLOPs.
 
     Raises:
-        ValueError: for an unknown backbone, neck, task or scale, or levels that do not fit, with what is allowed.
+        ValueError: for an unknown backbone, neck, task or scale, a task that the neck has no head for, or levels that
+            do not fit, with what is allowed.
     """
-    module, variants, title, source = _resolve(backbone)
+    module, variants, options, title, source = _resolve(backbone)
     if neck not in NECKS:
         raise ValueError(f"There is no neck {neck!r}. Allowed: {', '.join(NECKS)}.")
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}. Allowed: {', '.join(TASKS)}.")
     chosen = NECKS[neck]
+    if task != "classify" and task not in chosen.heads:
+        others = ", ".join(name for name, other in NECKS.items() if task in other.heads)
+        raise ValueError(
+            f"{neck} has no head for the task {task!r}. It has heads for {', '.join(chosen.heads)}; necks with a head "
+            f"for {task}: {others}."
+        )
     letters = [letter for letter in chosen.scales if not isinstance(variants, Mapping) or letter in variants]
     if not letters:
         raise ValueError(
@@ -91,10 +106,11 @@ def write(
             raise ValueError(f"There is no scale {scale!r} of {backbone}. Allowed: {', '.join(letters)}.")
         letters = [scale]
         if isinstance(variants, Mapping):
-            module, variants, title, source = _resolve(f"{backbone}_{variants[scale]}")
+            module, variants, options, title, source = _resolve(f"{backbone}_{variants[scale]}")
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
-    row = [module, [dict(variants) if isinstance(variants, Mapping) else variants]]
+    named = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
+    row = [module, [named, *([options] if options else [])]]
     with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
@@ -107,12 +123,12 @@ def write(
         outputs = f"{levels[0]}/{reduction(levels[0])} - {levels[-1]}/{reduction(levels[-1])} outputs"
         what = f"{generation} {TASK_TITLES[task]} {with_backbone}, {outputs}"
         head_title = [f"# {generation} head"]
-        settings = {"nc": 80, **({"kpt_shape": [17, 3]} if task == "pose" else {}), **chosen.settings}
+        settings = {"nc": 80, **chosen.heads[task].settings}
     lines = [
         "# yolo_lightbackbones, AGPL-3.0 licence",
         "",
         f"# {what}",
-        *_commands(name, task, letters, backbone),
+        *_commands(name, task, letters, backbone, neck),
         "",
         "# Parameters",
         *(f"{key}: {_flow(value)} # {SETTINGS[key]}" for key, value in settings.items()),
@@ -149,8 +165,8 @@ def _scales(
     return lines
 
 
-def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
-    """Module, variant or variants by letter, title and paper of a family or a variant.
+def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, Mapping[str, str], str, str]:
+    """Module, variant or variants by letter, options of the row, title and paper of a family or a variant.
 
     Raises:
         ValueError: for a name that is neither, an unknown variant, or a family whose card has no scale letters.
@@ -163,11 +179,13 @@ def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str]:
                 f"The card of {family.card.title} has no variants for scale letters. Choose a variant: "
                 f"{listed(registry.list_backbones(family.family), 100)}."
             )
-        return family.__name__, family.card.letters, family.card.title, _paper(family)
+        return family.__name__, family.card.letters, {}, family.card.title, _paper(family)
     found = registry.find(backbone)
     if found is not None:
         cls, variant = found
-        return cls.__name__, variant, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
+        plain = "pyramid" in cls.row_options and len(cls.offered_taps(variant)) == 1
+        options = {"pyramid": "simple"} if plain else {}
+        return cls.__name__, variant, options, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
     with_letters = [name for name, cls in by_family.items() if cls.card.letters]
     raise ValueError(
         f"There is no backbone {quoted(backbone)}. Allowed: a family ({', '.join(with_letters)}), or a variant: "
@@ -179,11 +197,14 @@ def _paper(family: type[Backbone]) -> str:
     return f" (arXiv {family.card.paper})" if family.card.paper else ""
 
 
-def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> list[str]:
+def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck: str) -> list[str]:
     """Comments with the commands that use the file."""
     small = finding.scaled_name(name, letters[0])
-    if small == name:
-        choice = "" if task == "classify" else f"    # letter: {letters[0]}"
+    if small == name and (task == "classify" or len(NECKS[neck].scales) == 1):
+        choice = ""
+    elif small == name:
+        other = f"; others: lightbackbones new --neck {neck} --scale {letters[-1]} ..." if len(letters) > 1 else ""
+        choice = f"    # letter: {letters[0]}{other}"
     else:
         choice = f"    # {', '.join(letters[:-1])} or {letters[-1]}; without a letter: {letters[0]}"
     verb = "" if task == "detect" else f"{task} "
@@ -199,8 +220,8 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str) -> li
 
 
 def _shown(variant: str) -> str:
-    """A variant as the papers write it: `m0_9` -> `M0.9`."""
-    return variant.upper().replace("_", ".")
+    """A short variant as the papers write it, `m0_9` -> `M0.9`; a name of its own, `resnet50`, as it is."""
+    return variant.upper().replace("_", ".") if len(variant) <= LONGEST_LETTERS else variant
 
 
 def _line(line: Line) -> str:

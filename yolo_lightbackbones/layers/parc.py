@@ -1,4 +1,4 @@
-"""ParC: position aware circular convolution along both axes of a map, for training and folded for inference.
+"""ParC: position aware circular convolution along the axes of a map, for training and folded for inference.
 
 Paper: Zhang et al., "ParC-Net: Position Aware Circular Convolution with Merits from ConvNets and Transformer",
 ECCV 2022, arXiv 2203.03952.
@@ -6,26 +6,23 @@ ECCV 2022, arXiv 2203.03952.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from yolo_lightbackbones import fusion, recording
+from yolo_lightbackbones import fusion
 from yolo_lightbackbones.layers.circular import (
     Axis,
     CircularConv,
     FixedConv,
-    circulant,
     circular_conv,
     resize,
     symbolic_circular_conv,
     symbolic_resize,
 )
 from yolo_lightbackbones.layers.drop_path import DropPath
+from yolo_lightbackbones.layers.folded import FoldedCircular
 from yolo_lightbackbones.layers.norms import BatchNorm2d
 from yolo_lightbackbones.layers.position import PositionEmbedding
 
@@ -61,19 +58,15 @@ class ParCBranch(fusion.Fusible):
         return FoldedParCBranch(self)
 
 
-class FoldedParCBranch(recording.SizeBound):
+class FoldedParCBranch(FoldedCircular):
     """A `ParCBranch` for inference: two circular convolutions, each with an offset. (B, dim, H, W) -> the same.
 
     The scale of the norm is folded into the first kernel. Its shift and the position embeddings are carried through the
-    convolutions into the offsets, which is exact because there is no zero padding. Kernels and offsets depend on the
-    size of the map: they are computed at the first map of a size, and kept until the size or the parameters change. An
-    exporter also sees constants, whether or not the module has run before. A compiler sees the parameters, because
-    compiled code must follow their changes.
+    convolutions into the offsets, which is exact because there is no zero padding.
     """
 
+    sources = ("kernel1", "scale1", "shift1", "kernel2", "shift2")
     shift2: nn.Parameter | None
-    _sources: tuple[Tensor | None, ...]
-    _known: _Known | None
 
     def __init__(self, branch: ParCBranch) -> None:
         super().__init__()
@@ -101,130 +94,139 @@ class FoldedParCBranch(recording.SizeBound):
         self._settle()
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_dynamo_compiling() or (self.any_size and recording.is_recording()):
-            return x + self._symbolic_branch(x)
-        out = x
-        for conv in self._convs(int(x.shape[2]), int(x.shape[3])):
-            out = conv(out, as_matrix=not recording.is_recording() or self.records_matrix(conv.length))
-        return x + out
+        return x + super().forward(x)
 
-    def _symbolic_branch(self, x: Tensor) -> Tensor:
-        """Compute the residual branch in operations whose recording holds for any size of the map."""
+    def _symbolic(self, x: Tensor) -> Tensor:
         x = x * self.scale1 + symbolic_resize(self.shift1, self.axes[0], x)
         x = symbolic_circular_conv(x, self.kernel1, self.axes[0])
         if self.shift2 is not None:
             x = x + symbolic_resize(self.shift2, self.axes[1], x)
         return symbolic_circular_conv(x, self.kernel2, self.axes[1])
 
-    def _convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        """Return the two convolutions for maps of this size."""
-        if recording.is_recording():  # only this thread is recorded: results of another thread become constants
-            with ThreadPoolExecutor(max_workers=1) as aside:
-                return aside.submit(self._known_convs, height, width).result()
-        present = self._folded_parameters()
-        if any(one is not other for one, other in zip(present, self._sources, strict=True)):
-            return _fixed_convs(self.axes, present, height, width)  # replaced for one call, as by torch.func
-        return self._known_convs(height, width)
+    def _fixed_convs(self, sources: Sequence[Tensor | None], height: int, width: int) -> tuple[FixedConv, ...]:
+        kernel1, scale1, shift1, kernel2, shift2 = sources
+        assert kernel1 is not None
+        assert scale1 is not None
+        assert shift1 is not None
+        assert kernel2 is not None
+        like, sizes = kernel1, {2: height, 3: width}
+        axis1, axis2 = self.axes
+        kernel1 = resize(fusion.exact(kernel1), axis1, sizes[axis1])
+        kernel2 = resize(fusion.exact(kernel2), axis2, sizes[axis2])
+        shift1 = fusion.exact(shift1)
+        offset1 = None
+        if shift2 is None and shift1.numel() == len(kernel1):
+            # a convolution multiplies a constant by the sum of its kernel; this constant passes both convolutions
+            offset2 = shift1 * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
+        else:
+            offset1 = circular_conv(resize(shift1, axis1, sizes[axis1]), kernel1, axis1)
+            shift2 = torch.zeros_like(shift1[:, :, :1, :1]) if shift2 is None else fusion.exact(shift2)
+            offset2 = circular_conv(resize(shift2, axis2, sizes[axis2]), kernel2, axis2)
+        kernel1 = kernel1 * fusion.exact(scale1).view(-1, 1, 1, 1)
+        return FixedConv.of(axis1, kernel1, offset1, like), FixedConv.of(axis2, kernel2, offset2, like)
 
-    def _known_convs(self, height: int, width: int) -> tuple[FixedConv, FixedConv]:
-        """Return the convolutions for maps of this size; compute them only if the size or the parameters changed."""
-        known = self._known  # read once: another thread may replace it for another size
-        if known is None or known.size != (height, width) or not known.is_of(self._sources):
-            with torch.inference_mode(False), torch.no_grad():
-                convs = _fixed_convs(self.axes, self._sources, height, width)
-                self._known = known = _Known((height, width), _state(self._sources), _values(self._sources), convs)
-        return known.convs
 
-    # --- the parameters that the convolutions were computed from ---------------------------------------------------
+class PositionAwareConv(fusion.Fusible):
+    """Position embedding, then circular convolution with a bias, along one axis: (B, dim, H, W) -> the same.
 
-    def _folded_parameters(self) -> tuple[Tensor | None, ...]:
-        return tuple(self._parameters.get(name) for name in ("kernel1", "scale1", "shift1", "kernel2", "shift2"))
+    Args:
+        dim: channels.
+        length: length of the learned kernel and position embedding, before they are resized to the map.
+        axis: the axis of both.
+        position: whether a position embedding is added.
+        dense: whether every output channel sees all input channels.
+    """
 
-    def _settle(self) -> None:
-        """Remember the parameters, and discard the convolutions that were computed from earlier ones.
+    def __init__(self, dim: int, length: int, axis: Axis, *, position: bool, dense: bool = False) -> None:
+        super().__init__()
+        self.pos = PositionEmbedding(dim, length, axis) if position else nn.Identity()
+        self.conv = CircularConv(dim, length, axis, dense=dense, bias=True)
 
-        torch.export replaces the parameters by tensors without values while it runs `forward`, so the original ones
-        must be remembered. PyTorch counts changes only for ordinary tensors; tensors made in inference mode are copied.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            for name, parameter in self._parameters.items():
-                if parameter is not None and parameter.is_inference():
-                    self._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-        self._sources = self._folded_parameters()
-        self._known = None
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.pos(x))
+        return out
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        super().register_parameter(name, param)
+    def fold(self) -> FoldedPositionAwareConv:
+        return FoldedPositionAwareConv(self)
+
+
+class FoldedPositionAwareConv(FoldedCircular):
+    """A `PositionAwareConv` for inference: a circular convolution and an offset. (B, dim, H, W) -> the same."""
+
+    sources = ("kernel", "shift", "bias")
+    shift: nn.Parameter | None
+
+    def __init__(self, conv: PositionAwareConv) -> None:
+        super().__init__()
+        fusion.expect(conv.conv, CircularConv)
+        self.axis = conv.conv.axis
+        self.dense = conv.conv.dense
+        self.kernel = conv.conv.weight
+        self.shift = None
+        if not isinstance(conv.pos, nn.Identity):
+            fusion.expect(conv.pos, PositionEmbedding)
+            self.shift = conv.pos.get_parameter("weight")
+        bias = conv.conv.bias
+        self.bias = nn.Parameter(torch.zeros_like(self.kernel[:, 0, 0, 0])) if bias is None else bias
         self._settle()
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FoldedParCBranch:
-        with torch.inference_mode(False):
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._settle()
-        return self
+    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
+        """Fold a norm behind it: `scale * y + shift`, both (dim,)."""
+        like = self.kernel
+        self.kernel = nn.Parameter((fusion.exact(like) * scale.view(-1, 1, 1, 1)).to(like), requires_grad=False)
+        self.bias = nn.Parameter((fusion.exact(self.bias) * scale + shift).to(like), requires_grad=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None, "_sources": ()}  # neither saved nor copied
+    def _symbolic(self, x: Tensor) -> Tensor:
+        if self.shift is not None:
+            x = x + symbolic_resize(self.shift, self.axis, x)
+        return symbolic_circular_conv(x, self.kernel, self.axis, self.dense) + self.bias.view(-1, 1, 1)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._settle()
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Convolutions for maps of one size, and the parameters that they were computed from."""
-
-    size: tuple[int, int]
-    state: tuple[object, ...]
-    values: tuple[Tensor, ...]
-    convs: tuple[FixedConv, FixedConv]
-
-    def is_of(self, sources: Sequence[Tensor | None]) -> bool:
-        """Whether the parameters are unchanged; on an accelerator, changes through `.data` are not detected."""
-        if self.state != _state(sources):
-            return False
-        present = (tensor for tensor in sources if tensor is not None)
-        return all(map(torch.equal, self.values, present)) if self.values else True
+    def _fixed_convs(self, sources: Sequence[Tensor | None], height: int, width: int) -> tuple[FixedConv, ...]:
+        like, shift, bias = sources
+        assert like is not None
+        assert bias is not None
+        length = height if self.axis == 2 else width
+        kernel = resize(fusion.exact(like), self.axis, length)
+        offset = fusion.exact(bias).view(1, -1, 1, 1)
+        if shift is not None:
+            position = resize(fusion.exact(shift), self.axis, length)
+            offset = offset + circular_conv(position, kernel, self.axis, self.dense)
+        return (FixedConv.of(self.axis, kernel, offset, like, self.dense),)
 
 
-def _state(sources: Sequence[Tensor | None]) -> tuple[object, ...]:
-    """A key that differs after every change of the parameters that PyTorch counts in their version."""
-    return tuple(None if tensor is None else (tensor._version, tensor.dtype, tensor.device) for tensor in sources)
+class ParCConv(nn.Module):
+    """The operator of the ParC hybrids: the first half of the channels is convolved along H, the second along W.
+
+    (B, dim, H, W) -> the same. Arguments as in `PositionAwareConv`.
+    """
+
+    def __init__(self, dim: int, length: int, *, position: bool, dense: bool = False) -> None:
+        super().__init__()
+        self.height = PositionAwareConv(dim // 2, length, 2, position=position, dense=dense)
+        self.width = PositionAwareConv(dim // 2, length, 3, position=position, dense=dense)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        return torch.cat((self.height(first), self.width(second)), 1)
 
 
-def _values(sources: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Copies of the parameters on the CPU, where comparing is fast; on an accelerator it would wait for the device."""
-    return tuple(tensor.detach().clone() for tensor in sources if tensor is not None and tensor.device.type == "cpu")
+class ParCConvNorm(fusion.Fusible):
+    """The operator of the ParC hybrids, then BatchNorm, which folds into it: (B, dim, H, W) -> the same."""
 
+    def __init__(self, dim: int, length: int, *, position: bool, dense: bool = False) -> None:
+        super().__init__()
+        self.conv = ParCConv(dim, length, position=position, dense=dense)
+        self.norm: nn.Module = BatchNorm2d(dim)
 
-def _fixed_convs(
-    axes: tuple[Axis, Axis], sources: Sequence[Tensor | None], height: int, width: int
-) -> tuple[FixedConv, FixedConv]:
-    """Compute the two convolutions of a `FoldedParCBranch` from its parameters, for maps of this size."""
-    kernel1, scale1, shift1, kernel2, shift2 = sources
-    assert kernel1 is not None
-    assert scale1 is not None
-    assert shift1 is not None
-    assert kernel2 is not None
-    like, sizes = kernel1, {2: height, 3: width}
-    axis1, axis2 = axes
-    kernel1 = resize(fusion.exact(kernel1), axis1, sizes[axis1])
-    kernel2 = resize(fusion.exact(kernel2), axis2, sizes[axis2])
-    shift1 = fusion.exact(shift1)
-    offset1 = None
-    if shift2 is None and shift1.numel() == len(kernel1):
-        # a convolution multiplies a constant by the sum of its kernel; this constant passes both convolutions
-        offset2 = shift1 * (kernel1.sum((2, 3)) * kernel2.sum((2, 3))).view(1, -1, 1, 1)
-    else:
-        offset1 = circular_conv(resize(shift1, axis1, sizes[axis1]), kernel1, axis1)
-        shift2 = torch.zeros_like(shift1[:, :, :1, :1]) if shift2 is None else fusion.exact(shift2)
-        offset2 = circular_conv(resize(shift2, axis2, sizes[axis2]), kernel2, axis2)
-    kernel1 = kernel1 * fusion.exact(scale1).view(-1, 1, 1, 1)
-    convs = []
-    for axis, kernel, offset in ((axis1, kernel1, offset1), (axis2, kernel2, offset2)):
-        matrix = circulant(kernel).to(like)
-        matrix = (matrix if axis == 2 else matrix.transpose(1, 2)).contiguous()
-        added = None if offset is None else offset.to(like)
-        convs.append(FixedConv(axis, kernel.to(like), matrix, added))
-    return convs[0], convs[1]
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+    def fold(self) -> nn.Module:
+        fusion.expect(self.conv, ParCConv)
+        scale, shift = fusion.batchnorm_affine(self.norm)
+        halves = (self.conv.height, self.conv.width)
+        for half, its_scale, its_shift in zip(halves, scale.chunk(2), shift.chunk(2), strict=True):
+            assert isinstance(half, FoldedPositionAwareConv), "children fold first"
+            half.scale_outputs(its_scale, its_shift)
+        return self.conv

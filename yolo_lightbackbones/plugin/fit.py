@@ -73,6 +73,7 @@ class Need(NamedTuple):
 
 OPTIONAL = (
     Need("marks on layers", "ultralytics.nn.tasks", "parse_model", models.misfit_of_marks, models.UNFOLDED),
+    Need("channels of models", "ultralytics.nn.tasks", "DetectionModel", models.misfit_of_channels, models.RGB_FIRST),
     Need("rows of blocks", "ultralytics.nn.tasks", "parse_model", parse_model.misfit_of_blocks, parse_model.NO_BLOCKS),
     Need(
         "optimizer groups",

@@ -11,7 +11,9 @@ from typing import Any
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.bounds import LONGEST_TEXT, is_whole
+from yolo_lightbackbones.configs import necks
 from yolo_lightbackbones.messages import flow, quoted
+from yolo_lightbackbones.plugin import releases
 from yolo_lightbackbones.plugin.row import TAP, Row, UnknownModuleError, modules, parse
 
 _OTHER_BLOCKS = {"edgevitblock": "LGLBlock", "parcnetblock": "ParCBlock", "conv2formerblock": "ConvModBlock"}
@@ -33,6 +35,16 @@ def explain_unknown(config: Mapping[str, Any], module: str, ours: Collection[str
     for row in rows:
         if row.module == module and (hint := meant(row, rows, families, ours)):
             raise UnknownModuleError(str(row.error(hint)))
+
+
+def explain_lacking(config: Mapping[str, Any], module: str) -> None:
+    """Raise an error if an unknown module is one of Ultralytics' that the imported release does not have.
+
+    Raises:
+        UnknownModuleError: with the row, and the releases that have the module.
+    """
+    if module in necks.modules() and (row := next((row for row in parse(config) if row.module == module), None)):
+        raise UnknownModuleError(str(row.error(releases.lacks(module))))
 
 
 def meant(row: Row, rows: Sequence[Row], families: Mapping[str, type[Backbone]], ours: Collection[str]) -> str | None:
@@ -91,7 +103,7 @@ def _block_meant(module: str, families: Mapping[str, type[Backbone]]) -> str | N
 
 def _example(family: type[Backbone], variant: str | None = None, args: Sequence[Any] = ()) -> str:
     """A correct backbone row; it keeps the variant of the wrong row (`args`) if the family has that variant."""
-    first: Any = variant or next(iter(family.variants))
+    first: Any = variant or family.example()
     if variant is None and args:
         with contextlib.suppress(ValueError):
             first = args[0] if isinstance(args[0], Mapping) else family.resolve_variant(str(args[0]))

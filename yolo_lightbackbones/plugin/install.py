@@ -1,6 +1,7 @@
 """Installs the backbones on Ultralytics, and removes them again.
 
-The plugin attaches to six places (seams). Each is as small as possible, and is checked before it is touched (`fit.py`):
+The plugin attaches to seven places (seams). Each is as small as possible, and is checked before it is touched
+(`fit.py`):
 
 1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
    our classes are added to those that the parser knows (`parse_model.py`, `parser.py`).
@@ -13,6 +14,8 @@ The plugin attaches to six places (seams). Each is as small as possible, and is 
    operations that INT8 would spoil in float, and moves the exported files to their places after success
    (`exporting.py`).
 6. `ultralytics.utils.torch_utils.get_flops`: the operations of a model with our modules are counted at its image size
+   (`models.py`).
+7. The constructors of models: a YAML with rows of ours is built for its `channels` if nothing else is asked for
    (`models.py`).
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
@@ -133,6 +136,13 @@ def _put_methods(package: Ultralytics) -> None:
         _patches.set(package.tasks.BaseModel, seam.__name__, seam, package.tasks)
 
 
+def _put_constructors(package: Ultralytics) -> None:
+    tasks = package.tasks
+    for cls in list(vars(tasks).values()):
+        if isinstance(cls, type) and issubclass(cls, tasks.BaseModel) and models.misfit_of_channels(cls) is None:
+            _patches.set(cls, "__init__", models.with_channels, tasks)
+
+
 def _put_callbacks(package: Ultralytics) -> None:
     for event, callback in fit.CALLBACKS.items():
         _patches.enlist(package.callbacks.default_callbacks[event], callback)
@@ -150,6 +160,7 @@ _STEPS = (
     Step(_put_lookup, lookup.remove),
     Step(_put_flops),
     Step(_put_methods),
+    Step(_put_constructors),
     Step(_put_callbacks),
     Step(_put_excepthook),
 )

@@ -1,24 +1,33 @@
 """Patches for Ultralytics' models that contain our modules: folding, pretrained weights, and counts of operations.
 
-`fuse`, `is_fused`, `load` and `get_flops` each take a function of Ultralytics and return its replacement.
+`fuse`, `is_fused`, `load`, `with_channels` and `get_flops` each take a function of Ultralytics and return its
+replacement.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from yolo_lightbackbones import fusion
+from yolo_lightbackbones import fusion, registry
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
+from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.measure import cost
-from yolo_lightbackbones.plugin import releases, transfer
+from yolo_lightbackbones.plugin import releases, rows, sizes, transfer
 
 MARKS = ("i", "f", "type", "np")
 """Attributes that Ultralytics' parser sets on every layer, and that its models read in the forward pass."""
+
+LOGGER = "ultralytics"
+"""Name of the logger of Ultralytics, which shows progress."""
+
+RGB_FIRST = "no models of a YAML with channels other than 3 before they are trained"
 
 UNFOLDED = "no folding of our layers in model.fuse()"
 
@@ -59,6 +68,8 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
     """Replace `BaseModel.load`: pretrained weights go only into rows that are the same in both models (`transfer`)."""
 
     def load(self: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(weights, transfer.Chosen):
+            return original(self, weights, *args, **kwargs)
         source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         if not isinstance(source, nn.Module) or not (has_ours(self) or has_ours(source)):
             return original(self, weights, *args, **kwargs)
@@ -68,29 +79,70 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
         if not chosen.tensors:
             return None
         result = original(self, chosen, *args, **kwargs)
-        transfer.take_over_taps(self, source)
+        transfer.take_over_taps(self, chosen)
+        if chosen.tail.pairs and kwargs.get("verbose", args[0] if args else True):
+            logging.getLogger(LOGGER).info(str(transfer.report_tail(self, chosen)))
         return result
 
     return load
 
 
+def with_channels(original: Callable[..., None]) -> Callable[..., None]:
+    """Replace the constructor of a model: without `ch`, a YAML with rows of ours is built for its own `channels`.
+
+    Ultralytics builds a model for RGB first (`YOLO("my.yaml")`) and for the channels of the data when it trains. Rows
+    that take the second half of an image of 6 channels cannot be built for RGB.
+    """
+    at = list(inspect.signature(original).parameters).index("ch") - 1
+
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        config = kwargs.get("cfg", args[0] if args else None)
+        if "ch" not in kwargs and len(args) <= at and isinstance(config, dict):
+            channels = config.get("channels")
+            if is_whole(channels) and rows.names_backbone(config, registry.families()):
+                kwargs["ch"] = channels
+        original(self, *args, **kwargs)
+
+    return construct
+
+
+def misfit_of_channels(cls: Any) -> str | None:
+    """Explain why a class of models cannot be told the channels of its images; None if it can."""
+    names = list(inspect.signature(vars(cls)["__init__"]).parameters) if "__init__" in vars(cls) else []
+    return None if names[:2] == ["self", "cfg"] and "ch" in names else f"{cls.__name__} takes no cfg and ch"
+
+
 def get_flops(original: Callable[..., float]) -> Callable[..., float]:
     """Replace `get_flops`: the operations of models with our modules are counted at their image size.
 
-    Ultralytics counts on a few pixels and extrapolates, which is wrong for circular convolutions.
+    Ultralytics counts on a few pixels and extrapolates, which is wrong for circular convolutions. A model that is built
+    for one size is counted at that size.
     """
 
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
         if not has_ours(model):
             return original(model, imgsz, *args, **kwargs)
         try:
-            height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
-            shape = (1, next(model.parameters()).shape[1], height, width)
+            height, width = sizes.of(model) or (imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz))
+            shape = (1, image_channels(model), height, width)
             return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
         except Exception:  # as in Ultralytics' own: a line of the summary must not end a training
             return original(model, imgsz, *args, **kwargs)
 
     return get_flops
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those in its YAML, where Ultralytics' exports and predictions look.
+
+    The first convolution, where Ultralytics' count of operations looks, need not take the whole image.
+    """
+    config = getattr(model, "yaml", None)
+    written = config.get("channels") if isinstance(config, Mapping) else None
+    if is_whole(written) and written > 0:
+        return int(written)
+    first = next(model.parameters())
+    return first.shape[1] if first.ndim == 4 else 3
 
 
 def misfit_of_marks(parse_model: Callable[..., Any]) -> str | None:

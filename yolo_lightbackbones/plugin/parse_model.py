@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.blocks import BlockRow
-from yolo_lightbackbones.plugin import classes, hints, parser, releases, rows
+from yolo_lightbackbones.layers import Channels
+from yolo_lightbackbones.plugin import block_rows, classes, hints, parser, pretrained, releases, rows, sizes
+from yolo_lightbackbones.plugin.inputs import Range
+from yolo_lightbackbones.plugin.models import MARKS
 from yolo_lightbackbones.plugin.patching import unpatched
-from yolo_lightbackbones.plugin.row import TAP
+from yolo_lightbackbones.plugin.row import TAP, Row
 
 NO_BLOCKS = "no rows of blocks in model YAMLs"
 
@@ -27,19 +34,65 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
 
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
         families = classes.families(tasks)
-        if has_backbone := rows.names_backbone(d, families):
-            d = rows.translate(d, ch, families)
-            publish()
-        has_block = rows.names_block(d, block_rows := classes.block_rows(tasks))
-        parse = _parser_of_blocks(original, d, block_rows) if has_block else original
+        has_backbone = rows.names_backbone(d, families)
+        has_block = block_rows.names_block(d, blocks := classes.block_rows(tasks))
+        parse = _parser_of_blocks(original, d, blocks) if has_block else original
+        wanted: dict[int, tuple[Row, bool | str]] = {}
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
+            if has_backbone:
+                publish()
+                translated = rows.translate(d, ch, families, functools.partial(_count_channels, parse, tasks, d, ch))
+                d, wanted = translated, rows.pretrained(d, families)
             try:
-                return parse(d, ch, *args, **kwargs)
+                built = parse(d, ch, *args, **kwargs)
             except KeyError as error:  # raised by the parser for a module that it does not know
-                hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *block_rows])
+                hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *blocks])
+                if has_backbone:
+                    hints.explain_lacking(d, str(error.args[0]))
                 raise
+        if has_backbone:
+            built = _with_channels(built)
+            pretrained.load(wanted, built[0])
+            sizes.allow_measuring(built[0])
+        return built
 
     return parse_model
+
+
+def _with_channels(parsed: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Replace the layers that stand for `Channels` rows; the parser's marks stay."""
+    layers, save = parsed
+    for number, layer in enumerate(layers):
+        chosen = getattr(layer, "index", None)
+        if isinstance(chosen, Range):
+            ours = Channels(chosen.start, chosen.stop)
+            for mark in MARKS:
+                setattr(ours, mark, getattr(layer, mark, None))
+            setattr(ours, "type", f"{Channels.__module__}.{Channels.__name__}")  # noqa: B010
+            layers[number] = ours
+    return layers, save
+
+
+def _count_channels(
+    parse: Callable[..., Any],
+    tasks: ModuleType,
+    config: Mapping[str, Any],
+    image_channels: int,
+    rows_before: Sequence[list[Any]],
+) -> int:
+    """Channels of the last row's output, found by building these rows and running an image through them.
+
+    Both is done on the meta device, without memory. Only the parser knows how it scales the channels of its modules.
+    """
+    start = {**config, "backbone": copy.deepcopy([*rows_before]), "head": []}
+    start["scale"] = config.get("scale") or next(iter(config.get("scales") or ()), None)  # or Ultralytics warns
+    with torch.device("meta"), torch.no_grad():
+        net = tasks.BaseModel()
+        net.model, net.save = _with_channels(parse(start, image_channels, verbose=False))
+        output = net.eval()(torch.zeros(1, image_channels, 256, 256))
+    if not isinstance(output, torch.Tensor) or output.ndim != 4:
+        raise TypeError("it does not give one feature map")
+    return output.shape[1]
 
 
 def misfit_of_blocks(parse_model: Callable[..., Any]) -> str | None:
@@ -68,19 +121,19 @@ def _activation_restored(tasks: ModuleType) -> Iterator[None]:
 
 
 def _parser_of_blocks(
-    original: Callable[..., Any], config: dict[str, Any], block_rows: Mapping[str, type[BlockRow]]
+    original: Callable[..., Any], config: dict[str, Any], blocks: Mapping[str, type[BlockRow]]
 ) -> Callable[..., Any]:
     """Extend Ultralytics' parser for a model with rows of blocks.
 
     Raises:
         ConfigError: for a mistake in such a row, and if the parser cannot be extended.
     """
-    first = rows.check_blocks(config, block_rows)
+    first = block_rows.check_blocks(config, blocks)
     try:
-        return parser.with_rows(original, block_rows)
+        return parser.with_rows(original, blocks)
     except parser.MisfitError as error:
         raise first.error(
-            f"rows of {', '.join(block_rows)} are not available with Ultralytics {releases.version()}: its parse_model "
+            f"rows of {', '.join(blocks)} are not available with Ultralytics {releases.version()}: its parse_model "
             f"{error}. Tested with {releases.TESTED_VERSIONS}; install that, or take another module for this row. "
             f"Everything else of yolo_lightbackbones works."
         ) from error

@@ -23,6 +23,14 @@ def version() -> str:
     return str(getattr(sys.modules.get("ultralytics"), "__version__", "(unknown version)"))
 
 
+def lacks(module: str) -> str:
+    """A sentence for a module of `configs.necks` that the imported release does not have."""
+    return (
+        f"Ultralytics {version()} has no {module}. Tested with {TESTED_VERSIONS}; install that, or choose another neck "
+        "or head."
+    )
+
+
 def warn_without(feature: str, problem: str) -> None:
     """Warn that one feature is off, because a place in Ultralytics that only this feature needs does not fit."""
     warnings.warn(

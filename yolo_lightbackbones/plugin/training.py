@@ -3,7 +3,7 @@
 Ultralytics sorts parameters into groups by name and shape. Weight decay applies to every parameter that is neither a
 bias nor part of one of torch's norms. MuSGD orthogonalises every parameter with two or four dimensions, as if it were a
 matrix. Both rules are wrong for some parameters of our backbones and blocks. Layer scales and position embeddings
-should not decay, because they hold the weight of a branch, or positions. Depthwise kernels, circular kernels and
+should not decay, because they hold the weight of a branch, or positions. Depthwise kernels, circular ones included, and
 embeddings have four dimensions, but are not matrices.
 """
 
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolo_lightbackbones import layers
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
-from yolo_lightbackbones.plugin import releases
+from yolo_lightbackbones.plugin import pretrained, releases, sizes
 
 WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 """Ultralytics' labels of groups (key `param_group`): with weight decay, without, orthogonalised, biases."""
@@ -35,7 +36,9 @@ UNSORTED = "no optimizer groups of their own for layer scales, position embeddin
 
 
 def on_pretrain_routine_end(trainer: Any) -> None:
-    """Regroup the parameters; Ultralytics' callback on every worker, after the optimizer is built or resumed."""
+    """Prepare a training; Ultralytics' callback on every worker, after the optimizer is built or resumed."""
+    sizes.on_training(trainer)
+    pretrained.on_training(trainer)
     try:
         regroup(trainer.optimizer, trainer.model)
     except ValueError as error:
@@ -116,6 +119,8 @@ def _wanted_groups(model: nn.Module) -> dict[int, dict[str, str]]:
 
 def _is_matrix(module: nn.Module) -> bool:
     """Whether the weight of this module maps all of its inputs to all of its outputs."""
+    if isinstance(module, layers.CircularConv):
+        return module.dense
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 

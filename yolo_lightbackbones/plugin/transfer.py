@@ -2,7 +2,8 @@
 
 Ultralytics loads every tensor whose name and shape occur in both models. Names contain row numbers, as in
 `model.16.conv.weight`. One row with our backbone replaces many rows of a stock model. So the same name means different
-layers in the two models, and a tensor that fits by chance would be loaded into a wrong layer.
+layers in the two models, and a tensor that fits by chance would be loaded into a wrong layer. `correspondence` finds
+the rows that are the same layer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.checkpoints import engine
 from yolo_lightbackbones.fusion import has_folded
 from yolo_lightbackbones.layers import ConvNorm
+from yolo_lightbackbones.messages import listed
+from yolo_lightbackbones.plugin.correspondence import Tail, matching_rows, neck_and_head, rows_of
 
 
 @dataclass
@@ -26,13 +29,17 @@ class Chosen:
 
     Args:
         source: the model that the weights come from.
-        tensors: name in the state dict -> chosen tensor.
+        tensors: name in the state dict of the target -> chosen tensor.
+        pairs: row of the target -> row of the source.
+        tail: neck and head, where they are taken by their place from the end.
         with_head: whether the last row, the head, is among the chosen rows.
         notes: sentences for the user about weights that are not taken over, or only in part.
     """
 
     source: nn.Module
     tensors: dict[str, Tensor]
+    pairs: dict[int, int]
+    tail: Tail
     with_head: bool
     notes: list[str] = field(default_factory=list)
 
@@ -54,90 +61,121 @@ class Chosen:
         return getattr(self.__dict__["source"], name)
 
 
+@dataclass(frozen=True)
+class TailReport:
+    """What neck and head have taken by their place from the end.
+
+    Args:
+        rows: row of the model -> row of the other model.
+        taken: names of the tensors that were filled.
+        kept: names of the others.
+        reasons: why tensors, or all of a row, were not taken -> their names.
+    """
+
+    rows: dict[int, int]
+    taken: tuple[str, ...]
+    kept: tuple[str, ...]
+    reasons: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        first, last = min(self.rows), max(self.rows)
+        text = (
+            f"Neck and head by their place from the end: rows {first} to {last} take {len(self.taken)} of "
+            f"{len(self.taken) + len(self.kept)} tensors from rows {self.rows[first]} to {self.rows[last]}"
+        )
+        kept = "; ".join(f"{listed(names, 4)} ({why})" for why, names in self.reasons.items())
+        return f"{text}. Not taken: {kept}." if kept else f"{text}."
+
+
 def choose(target: nn.Module, source: nn.Module) -> Chosen:
     """Choose the weights of `source` that belong in `target`; adapt a first convolution for another number of channels.
 
     Both are models as Ultralytics builds them, with a sequence of rows in `model`. Neither is changed.
     """
-    mine, theirs = _rows(target), _rows(source)
-    common = matching_rows(mine, theirs)
+    mine, theirs = rows_of(target), rows_of(source)
     given, wanted = source.state_dict(), target.state_dict()
-    tensors = {key: tensor for key, tensor in given.items() if _row_of(key) in common}
-    chosen = Chosen(source, tensors, with_head=len(mine) == len(theirs) and len(mine) - 1 in common)
+    common = matching_rows(mine, theirs)
+    pairs = {i: i for i in common}
+    tail = Tail()
+    if mine and theirs and len(mine) - 1 not in common:
+        tail = neck_and_head(target, source)
+        first, first_there = min(tail.pairs, default=len(mine)), min(tail.pairs.values(), default=len(theirs))
+        pairs = {i: j for i, j in pairs.items() if i < first and j < first_there} | tail.pairs
+    tensors = _renumbered(given, pairs, tail.kept)
+    chosen = Chosen(source, tensors, pairs, tail, with_head=bool(mine) and pairs.get(len(mine) - 1) == len(theirs) - 1)
     lost = sum(key not in tensors and key in wanted and wanted[key].shape == given[key].shape for key in given)
-    if not tensors or lost:
-        chosen.notes.append(_explain(mine, theirs, common, taken=len(tensors), lost=lost, total=len(given)))
-    for i in sorted(common):
-        ours, pretrained = mine[i], theirs[i]
+    if not tail.pairs and (not tensors or lost):
+        why = _explain(mine, theirs, common) + (f"; and {tail.problem}" if tail.problem else "")
+        chosen.notes.append(
+            f"{len(tensors)} of {len(given)} pretrained tensors are taken over: {why}; {lost} others have the name and "
+            "shape of a tensor here but belong to other layers. Give weights of a model with the same rows, or of the "
+            "same neck, head and scale, or train from scratch."
+        )
+    for i, j in pairs.items():
+        ours, pretrained = mine[i], theirs[j]
         if isinstance(ours, Backbone) and isinstance(pretrained, Backbone):
             _adapt_stem(chosen, f"model.{i}.", ours, pretrained, wanted)
     return chosen
 
 
-def take_over_taps(target: nn.Module, source: nn.Module) -> None:
-    """Move the taps of `target` to where `source` has them, in stages whose tensors have the same shapes.
+def choose_tail(target: nn.Module, source: nn.Module) -> Chosen:
+    """Choose the weights of neck and head only, by their place from the end; `tail` says why if there are none."""
+    tail = neck_and_head(target, source)
+    tensors = _renumbered(source.state_dict(), tail.pairs, tail.kept)
+    return Chosen(source, tensors, tail.pairs, tail, with_head=bool(tail.pairs))
+
+
+def report_tail(target: nn.Module, chosen: Chosen) -> TailReport:
+    """What neck and head of `target` have taken by their place from the end, after the tensors were loaded."""
+    pairs, mine, state = chosen.tail.pairs, rows_of(target), target.state_dict()
+    inside = [key for key in state if _row_of(key) in pairs]
+    taken = [key for key in inside if key in chosen.tensors and chosen.tensors[key].shape == state[key].shape]
+    reasons: dict[str, list[str]] = {}
+    for key, why in chosen.tail.kept.items():
+        number = int(key.split(".")[1])
+        if key.endswith("."):
+            reasons.setdefault(why, []).append(f"row {number} {type(mine[number]).__name__}")
+        elif key not in taken:
+            reasons.setdefault(why, []).append(key)
+    return TailReport(dict(pairs), tuple(taken), tuple(key for key in inside if key not in taken), reasons)
+
+
+def take_over_taps(target: nn.Module, chosen: Chosen) -> None:
+    """Move the taps of `target` to where the source has them, in stages whose tensors have the same shapes.
 
     Weights trained by timm have their taps one block earlier, and a state dict may not contain that.
     """
-    mine, theirs = _rows(target), _rows(source)
-    for i in matching_rows(mine, theirs):
-        ours, pretrained = mine[i], theirs[i]
+    mine, theirs = rows_of(target), rows_of(chosen.source)
+    for i, j in chosen.pairs.items():
+        ours, pretrained = mine[i], theirs[j]
         if isinstance(ours, Backbone) and isinstance(pretrained, Backbone):
             ours.copy_settings(pretrained)
 
 
-def matching_rows(target: Sequence[nn.Module], source: Sequence[nn.Module]) -> set[int]:
-    """Indices of the rows that are the same layer in both models: same index, same kind, and same input rows.
-
-    If all rows of the two models are connected alike, some may be of another kind (our block instead of Ultralytics',
-    or the head of another task), and the rows behind them still match. Otherwise no row behind the first difference
-    matches, and neither does any row behind a backbone that the other model does not have.
-    """
-    connected_alike = [_inputs(row) for row in target] == [_inputs(row) for row in source]
-    matching: set[int] = set()
-    for i, (mine, theirs) in enumerate(zip(target, source, strict=False)):
-        if _inputs(mine) == _inputs(theirs) and _same_kind(mine, theirs):
-            matching.add(i)
-        elif i == 0 or not connected_alike or isinstance(mine, Backbone) or isinstance(theirs, Backbone):
-            break
-    return matching
-
-
-def _rows(model: nn.Module) -> list[nn.Module]:
-    rows = getattr(model, "model", None)
-    return list(rows) if isinstance(rows, nn.Sequential | nn.ModuleList) else []
+def _renumbered(given: Mapping[str, Tensor], pairs: Mapping[int, int], kept: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of paired rows under the row numbers of the target, without those of rows that keep their own."""
+    here = {j: i for i, j in pairs.items()}
+    tensors = {}
+    for key, tensor in given.items():
+        row = _row_of(key)
+        if row in here and f"model.{here[row]}." not in kept:
+            tensors[f"model.{here[row]}.{key.split('.', 2)[2]}"] = tensor
+    return tensors
 
 
 def _row_of(key: str) -> int | None:
     """`model.16.conv.weight` -> 16."""
     parts = key.split(".")
-    return int(parts[1]) if parts[0] == "model" and len(parts) > 1 and parts[1].isdecimal() else None
+    return int(parts[1]) if parts[0] == "model" and len(parts) > 2 and parts[1].isdecimal() else None
 
 
-def _inputs(row: nn.Module) -> Any:
-    return getattr(row, "f", None)
-
-
-def _same_kind(mine: nn.Module, theirs: nn.Module) -> bool:
-    """Whether two rows have one class, or one derives from the other: heads of other tasks, or wrapped layers."""
-    a, b = (type(row[0]) if type(row) is nn.Sequential and len(row) else type(row) for row in (mine, theirs))
-    return issubclass(a, b) or issubclass(b, a)
-
-
-def _explain(
-    mine: Sequence[nn.Module], theirs: Sequence[nn.Module], common: set[int], *, taken: int, lost: int, total: int
-) -> str:
+def _explain(mine: Sequence[nn.Module], theirs: Sequence[nn.Module], common: set[int]) -> str:
     first = next((i for i in range(min(len(mine), len(theirs))) if i not in common), None)
     if first is None:
-        why = "the two models have no common rows"
-    else:
-        here, there = (type(rows[first]).__name__ for rows in (mine, theirs))
-        why = f"row {first} is {there} in their model and {here} in this one"
-        why += "" if any(i > first for i in common) else ", and what follows does not correspond either"
-    return (
-        f"{taken} of {total} pretrained tensors are taken over: {why}; {lost} others have the name and shape of a "
-        "tensor here but belong to other layers. Give weights of a model with the same rows, or train from scratch."
-    )
+        return "the two models have no common rows"
+    here, there = (type(rows[first]).__name__ for rows in (mine, theirs))
+    behind = "" if any(i > first for i in common) else ", and what follows does not correspond either"
+    return f"row {first} is {there} in their model and {here} in this one{behind}"
 
 
 def _adapt_stem(chosen: Chosen, prefix: str, mine: Backbone, theirs: Backbone, wanted: Mapping[str, Tensor]) -> None:
