@@ -147,6 +147,18 @@ def test_an_example_learns_without_ultralytics(
     assert (tmp_path / "made" / "here" / f"{model}.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("detector", ["retinanet", "ssd", "maskrcnn"])
+def test_torchvision_does_not_normalise_what_the_backbone_normalises(
+    detector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchvision")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    build = runpy.run_path(str(EXAMPLES / "torchvision_detectors.py"))["build"]
+    image = random_image(128, 128)
+    seen, _ = build(detector, "repvit_m0_6").transform(list(image))
+    torch.testing.assert_close(seen.tensors, image, rtol=0, atol=0)
+
+
 def test_an_encoder_that_cannot_be_dilated_ends_the_example_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_lightbackbones import Stage, StagedBackbone
-from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import IMAGENET
-from yolo_lightbackbones.layers import ConvNorm, DropPath, drop_path_rates
-from yolo_lightbackbones.options import odd
+from yolo_lightbackbones.layers import ConvNorm, drop_path_rates
+from yolo_sepnet.blocks import SepBlock, SepBlocks
 
 
 @dataclass(frozen=True)
 class SepNetConfig:
     dims: tuple[int, ...]
     depths: tuple[int, ...]
-
-
-class SepBlock(nn.Module):
-    """A depthwise and a 1x1 convolution as a residual: (B, dim, H, W) -> the same."""
-
-    def __init__(self, dim: int, kernel_size: int = 3, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.depthwise = ConvNorm(dim, dim, kernel_size, groups=dim)
-        self.act = nn.SiLU()
-        self.pointwise = ConvNorm(dim, dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.drop_path(self.pointwise(self.act(self.depthwise(x))))
-        return out
-
-
-class SepBlocks(BlockRow):
-    """A row `[-1, 2, SepBlock, [256, {kernel_size: 5}]]` of a model YAML: (B, c1, H, W) -> (B, c2, H, W)."""
-
-    options = {"kernel_size": odd(3, most=31)}
-
-    def build_block(self, dim: int, index: int, options: Mapping[str, Any]) -> nn.Module:
-        return SepBlock(dim, options["kernel_size"])
 
 
 class SepNet(StagedBackbone):
