@@ -37,6 +37,7 @@ BACKBONES_MAY_IMPORT = {
     "recording",
     "stages",
     "tap_norms",
+    "timm_models",
 }
 
 

@@ -102,6 +102,15 @@ class Backbone(Inspectable):
     def forward(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError(f"{type(self).__name__} does not implement forward().")
 
+    def load_published(self) -> None:
+        """Fill this backbone with the published weights of its variant, for the option `pretrained`.
+
+        Raises:
+            ValueError: if there are none.
+            OSError: if they cannot be fetched; the message says how to get them by hand.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement load_published().")
+
     def check_size(self, x: Tensor) -> None:
         """Refuse an image whose height or width is not a multiple of `size_divisibility`, except in a recording.
 

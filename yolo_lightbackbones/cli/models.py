@@ -151,9 +151,10 @@ def build(config: dict[str, Any], model: str, channels: int) -> Any:
     """Build a model with random weights, of the class that belongs to its head."""
     from ultralytics.nn import tasks
 
-    from yolo_lightbackbones.plugin import releases, row
+    from yolo_lightbackbones.plugin import pretrained, releases, row
 
     head = _head(config)
+    config = pretrained.without(config)  # nothing is downloaded here
     task = tasks.guess_model_task(config)
     task, name = MODELS_OF_HEADS.get(str(head), (task, MODELS.get(task)))
     if name is None or head is None:

@@ -62,6 +62,14 @@ class Target:
     def check(self, size: tuple[int, int]) -> None:
         """Refuse an image of a height and width that the module cannot take."""
         check_image_size(size, self.divisor, self.name)
+        from yolo_lightbackbones.backbone import Backbone
+
+        only = next((m.image_size for m in self.module.modules() if isinstance(m, Backbone) and m.image_size), size)
+        if only != size:
+            raise UserError(
+                f"{self.name} is built for images of {only[0]} x {only[1]}, and the size is {size[0]} x {size[1]}. "
+                f"Give --imgsz {only[0]}{f'x{only[1]}' if only[0] != only[1] else ''}."
+            )
 
     def count(self, size: tuple[int, int], parts: Iterable[str] = ()) -> Costs:
         """Count the cost of the module and of some of its parts, for one image of this height and width.

@@ -19,7 +19,7 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.measure import cost
-from yolo_lightbackbones.plugin import releases, rows, transfer
+from yolo_lightbackbones.plugin import releases, rows, sizes, transfer
 
 MARKS = ("i", "f", "type", "np")
 """Attributes that Ultralytics' parser sets on every layer, and that its models read in the forward pass."""
@@ -115,14 +115,15 @@ def misfit_of_channels(cls: Any) -> str | None:
 def get_flops(original: Callable[..., float]) -> Callable[..., float]:
     """Replace `get_flops`: the operations of models with our modules are counted at their image size.
 
-    Ultralytics counts on a few pixels and extrapolates, which is wrong for circular convolutions.
+    Ultralytics counts on a few pixels and extrapolates, which is wrong for circular convolutions. A model that is built
+    for one size is counted at that size.
     """
 
     def get_flops(model: Any, imgsz: Any = 640, *args: Any, **kwargs: Any) -> float:
         if not has_ours(model):
             return original(model, imgsz, *args, **kwargs)
         try:
-            height, width = imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz)
+            height, width = sizes.of(model) or (imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz))
             shape = (1, image_channels(model), height, width)
             return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
         except Exception:  # as in Ultralytics' own: a line of the summary must not end a training

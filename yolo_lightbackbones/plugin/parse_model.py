@@ -14,11 +14,11 @@ import torch
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.layers import Channels
-from yolo_lightbackbones.plugin import block_rows, classes, hints, parser, releases, rows
+from yolo_lightbackbones.plugin import block_rows, classes, hints, parser, pretrained, releases, rows, sizes
 from yolo_lightbackbones.plugin.inputs import Range
 from yolo_lightbackbones.plugin.models import MARKS
 from yolo_lightbackbones.plugin.patching import unpatched
-from yolo_lightbackbones.plugin.row import TAP
+from yolo_lightbackbones.plugin.row import TAP, Row
 
 NO_BLOCKS = "no rows of blocks in model YAMLs"
 
@@ -34,20 +34,27 @@ def parse_model(original: Callable[..., Any], tasks: ModuleType, publish: Callab
 
     def parse_model(d: dict[str, Any], ch: int, *args: Any, **kwargs: Any) -> Any:
         families = classes.families(tasks)
+        wanted: dict[int, tuple[Row, bool | str]] = {}
         has_backbone = rows.names_backbone(d, families)
         has_block = block_rows.names_block(d, blocks := classes.block_rows(tasks))
         parse = _parser_of_blocks(original, d, blocks) if has_block else original
         with _activation_restored(tasks) if has_backbone or has_block else contextlib.nullcontext():
             if has_backbone:
                 publish()
-                d = rows.translate(d, ch, families, functools.partial(_count_channels, parse, tasks, d, ch))
+                count = functools.partial(_count_channels, parse, tasks, d, ch)
+                d, wanted = rows.translate(d, ch, families, count), rows.pretrained(d, families)
             try:
-                return _with_channels(parse(d, ch, *args, **kwargs)) if has_backbone else parse(d, ch, *args, **kwargs)
+                built = parse(d, ch, *args, **kwargs)
             except KeyError as error:  # raised by the parser for a module that it does not know
                 hints.explain_unknown(d, str(error.args[0]), [*families, TAP, *blocks])
                 if has_backbone:
                     hints.explain_lacking(d, str(error.args[0]))
                 raise
+        if not has_backbone:
+            return built
+        pretrained.load(wanted, built[0])
+        sizes.allow_measuring(built[0])
+        return _with_channels(built)
 
     return parse_model
 

@@ -88,6 +88,23 @@ def translate(
     return {**config, "backbone": translated[:split], "head": translated[split:]}
 
 
+def pretrained(config: Mapping[str, Any], families: Mapping[str, type[Backbone]]) -> dict[int, tuple[Row, bool | str]]:
+    """Rows of a model config that ask for pretrained weights: number -> row and option.
+
+    Args:
+        config: a model YAML that `translate` takes.
+        families: name in the YAML -> backbone class.
+    """
+    if config.get("pretrained") is False:
+        return {}
+    given = {
+        row.number: (row, _backbone_args(row, families, config)[1].get("pretrained", False))
+        for row in parse(config)
+        if row.module in families
+    }
+    return {number: (row, value) for number, (row, value) in given.items() if value}
+
+
 class _Backbone:
     """A backbone row, its variant and options, the taps on offer, and the positions of those in use."""
 
@@ -154,6 +171,7 @@ def _resolved(backbone: _Backbone, inputs: Inputs) -> list[Any]:
 def _resolve(row: Row, family: type[Backbone], variant: str, given: Mapping[str, Any], **known: Any) -> Options:
     """Combine the options of a row, the defaults of its family, and the image channels and taps of the model."""
     options = {"init": family.row_init, **known, **given}
+    options.pop("pretrained", None)  # weights come in when all rows are built
     if options.pop("tap_norm", family.default_tap_norm(variant, given.get("pyramid", "none"))) == "none":
         options.pop("normed_taps", None)
     try:
