@@ -6,6 +6,7 @@ offer, because what timm says of a model may be wrong.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import re
@@ -16,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from yolo_lightbackbones.input_norm import InputConvention
+from yolo_lightbackbones.layers.feature_pyramid import check_plain
 from yolo_lightbackbones.messages import did_you_mean, listed, quoted
 from yolo_lightbackbones.options import Options
 
@@ -112,12 +115,21 @@ def _create(name: str, arguments: Mapping[str, Any]) -> Any:
     """
     create = part("models").create_model
     try:
-        model = create(name, **arguments)
-        return model if hasattr(model, "forward_intermediates") else create(name, features_only=True, **arguments)
+        with _Rates() if torch.empty(0).is_meta else contextlib.nullcontext():
+            model = create(name, **arguments)
+            return model if hasattr(model, "forward_intermediates") else create(name, features_only=True, **arguments)
     except TypeError:
         raise
     except Exception as error:  # timm's models raise nearly anything
         raise ValueError(f"timm cannot build {name}: {_reason(error)}.") from error
+
+
+class _Rates(TorchFunctionMode):
+    """Gives `torch.linspace` values on the meta device, too; many of timm's models need them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return func(*args, **({"device": "cpu", **given} if func is torch.linspace else given))
 
 
 def _reason(error: Exception) -> str:
@@ -131,19 +143,25 @@ def _accepted(name: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]
         try:
             return _create(name, arguments), arguments
         except TypeError as error:
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None or refused[1] not in arguments:
+            kept = {key: value for key, value in arguments.items() if key not in _unexpected(error)}
+            if kept == arguments:
                 raise ValueError(f"timm cannot build {name}: {_reason(error)}.") from error
-            arguments = {key: value for key, value in arguments.items() if key != refused[1]}
+            arguments = kept
+
+
+def _unexpected(error: TypeError) -> list[str]:
+    """The arguments that a call did not expect, by Python's error or timm's."""
+    return re.findall(r"'(\w+)'", str(error)) if "unexpected keyword argument" in str(error) else []
 
 
 @functools.lru_cache(maxsize=256)
-def survey(name: str, size: tuple[int, int] | None) -> Survey:
+def survey(name: str, size: tuple[int, int] | None, *, plain: bool = False) -> Survey:
     """Build and run a model of timm on the meta device.
 
     Args:
         name: its name.
         size: height and width for a model that is built for one size.
+        plain: whether the model must have maps at one reduction only, for a pyramid.
 
     Raises:
         ValueError: if it cannot be a backbone, or not for this size.
@@ -151,25 +169,38 @@ def survey(name: str, size: tuple[int, int] | None) -> Survey:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         net, arguments = _accepted(name, dict(ANY_SIZE))
         infos = _infos(net)
+        reductions = [int(info["reduction"]) for info in infos]
+        if plain:
+            check_plain(name, reductions)
         levels = _levels(infos)
         if not levels:
-            found = ", ".join(map(str, dict.fromkeys(info["reduction"] for info in infos)))
+            found = ", ".join(map(str, dict.fromkeys(reductions)))
             raise ValueError(f"{name} has maps at reductions of {found}; a backbone needs reductions of 4, 8, 16, 32.")
+        if len(infos) > 1 and len(set(reductions)) == 1 and not plain:
+            raise ValueError(
+                f"{name} has only maps at a reduction of {reductions[0]}; a backbone needs several. Make them from it "
+                "with the option pyramid: simple."
+            )
         divisor = max(32, *(2 ** int(tap[1:]) for tap in levels))
-        problem = _misfit(net, levels, (3 * divisor, 5 * divisor)) or _misfit(net, levels, (5 * divisor, 2 * divisor))
-        own = tuple(net.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
-        if problem is None and size is not None:
-            raise ValueError(f"{name} takes images of any size; leave imgsz out.")
-        if problem is not None:
+        height, width = tuple(net.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
+        try:
+            for sides in ((3 * divisor, 5 * divisor), (5 * divisor, 2 * divisor)):
+                _check_maps(name, net, levels, sides)
+        except _OneSizeError as error:
             if size is None:
-                raise ValueError(f"{name} is built for images of one size; say which: imgsz: {own[0]}.")
+                raise ValueError(f"{name} is built for images of one size; say which: imgsz: {height}.") from error
+        else:
+            if size is not None:
+                raise ValueError(f"{name} takes images of any size; leave imgsz out.")
+        if size is not None:
+            given = f"imgsz is {size[0]} x {size[1]}"
             if size[0] % divisor or size[1] % divisor:
-                raise ValueError(f"imgsz is {size[0]} x {size[1]}; {name} needs multiples of {divisor}.")
+                raise ValueError(f"{given}; {name} needs multiples of {divisor}, and its own is {height} x {width}.")
             net, arguments = _accepted(name, {**arguments, OTHER_SIZE: size})
-            if OTHER_SIZE not in arguments and size != own:
-                raise ValueError(f"imgsz is {size[0]} x {size[1]}; {name} can only be built for {own[0]} x {own[1]}.")
-            if problem := _misfit(net, levels, size):
-                raise ValueError(f"{name} does not work with imgsz {size[0]} x {size[1]}: {problem}.")
+            try:
+                _check_maps(name, net, levels, size)
+            except _OneSizeError as error:
+                raise ValueError(f"{given}; {name} does not work with it. Its own is {height} x {width}.") from error
     return Survey(levels, arguments, size, divisor, _convention(net.pretrained_cfg))
 
 
@@ -197,20 +228,30 @@ def maps(model: Any, x: Tensor, indices: Any) -> list[Tensor]:
     return maps
 
 
-def _misfit(net: Any, levels: Mapping[str, tuple[int, int]], size: tuple[int, int]) -> str | None:
-    """Run a model on an image of some size; say how its maps differ from what timm says of them, None if they fit."""
+class _OneSizeError(Exception):
+    """A model cannot run on an image of some size."""
+
+
+def _check_maps(name: str, model: Any, levels: Mapping[str, tuple[int, int]], size: tuple[int, int]) -> None:
+    """Run a model on an image of some height and width, and compare its maps with what timm says of them.
+
+    Raises:
+        _OneSizeError: if it cannot run.
+        ValueError: if the maps have other shapes than timm says.
+    """
     height, width = size
-    indices = [index for index, _ in levels.values()]
     try:
-        given = maps(net.eval(), torch.zeros(1, 3, height, width), indices)
+        given = maps(model.eval(), torch.zeros(1, 3, height, width), [index for index, _ in levels.values()])
     except Exception as error:  # timm's models raise nearly anything
-        return _reason(error)
+        raise _OneSizeError from error
     for (tap, (_, channels)), feature in zip(levels.items(), given, strict=True):
         reduction = 2 ** int(tap[1:])
-        wanted = (1, channels, height // reduction, width // reduction)
-        if tuple(feature.shape) != wanted:
-            return f"its map {tap} is {tuple(feature.shape)}, and should be {wanted}"
-    return None
+        wanted = (channels, height // reduction, width // reduction)
+        if tuple(feature.shape[1:]) != wanted:
+            raise ValueError(
+                f"{name} cannot be a backbone: for an image of {height} x {width}, its map {tap} is "
+                f"{' x '.join(map(str, feature.shape[1:]))}, and not {' x '.join(map(str, wanted))}, as timm says."
+            )
 
 
 def _convention(cfg: Mapping[str, Any]) -> InputConvention:
@@ -231,8 +272,8 @@ def build(name: str, options: Options, survey: Survey, taps: tuple[str, ...]) ->
     try:
         model = _create(name, arguments)
     except TypeError as error:
-        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        what = {"in_chans": "in_channels"}.get(refused[1], refused[1]) if refused else _reason(error)
+        refused = _unexpected(error) or [_reason(error)]
+        what = {"in_chans": "in_channels"}.get(refused[0], refused[0])
         raise ValueError(f"{name} does not take {what}; leave it out.") from error
     if hasattr(model, "prune_intermediate_layers"):
         indices = model.prune_intermediate_layers(indices, prune_norm=True)

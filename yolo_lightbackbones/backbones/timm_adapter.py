@@ -27,6 +27,7 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention, InputNorm
 from yolo_lightbackbones.inspection import Part
+from yolo_lightbackbones.layers.feature_pyramid import PYRAMID, SimpleFeaturePyramid, pyramid_taps
 from yolo_lightbackbones.messages import quoted
 from yolo_lightbackbones.observing import Observation
 from yolo_lightbackbones.options import FURTHER_OPTIONS, ROW_OPTIONS, Option, Options
@@ -73,19 +74,24 @@ class Timm(Backbone, fusion.Fusible):
         self.options = Options.of(options, named)
         self.options.check_offered(self.row_options, type(self).__name__)
         self.variant = self.resolve_variant(variant)
-        survey = timm_models.survey(self.variant, timm_models.sides(self.options.imgsz))
+        plain = self.options.pyramid == "simple"
+        survey = timm_models.survey(self.variant, timm_models.sides(self.options.imgsz), plain=plain)
         self.size_divisibility, self.image_size = survey.divisor, survey.image_size
-        self.set_taps(survey.channels, self.options)
+        offered = pyramid_taps() if plain else survey.channels
+        self.set_taps(offered, self.options)
 
         prepared = self.options.input_norm == "auto" and self.options.in_channels == 3
         self._convention = survey.convention if prepared else InputConvention()
-        plain = self._convention == InputConvention()
-        self.input_norm: nn.Module = nn.Identity() if plain else InputNorm(self._convention)
-        self.body, self._indices = timm_models.build(self.variant, self.options, survey, self.taps)
+        as_it_is = self._convention == InputConvention()
+        self.input_norm: nn.Module = nn.Identity() if as_it_is else InputNorm(self._convention)
+        levels = tuple(survey.levels) if plain else self.taps
+        self.body, self._indices = timm_models.build(self.variant, self.options, survey, levels)
         _keep_published_norms(self.body)
-        self.tap_norms = TapNorms(
-            {tap: TapNorm(survey.channels[tap]) for tap in self.taps if tap in self.options.normed_taps}
-        )
+        self.pyramid: SimpleFeaturePyramid | None = None
+        if plain:
+            ((tap, (_, dim)),) = survey.levels.items()
+            self.pyramid = SimpleFeaturePyramid(dim, 2 ** int(tap[1:]), self.taps)
+        self.tap_norms = TapNorms({tap: TapNorm(offered[tap]) for tap in self.taps if tap in self.options.normed_taps})
         self._structure = _structure(self)
         if isinstance(self.options.pretrained, str):
             raise ValueError(
@@ -102,6 +108,8 @@ class Timm(Backbone, fusion.Fusible):
                 return self._black_maps(x)
         self.check_size(x)
         maps = timm_models.maps(self.body, self.input_norm(x), self._indices)
+        if self.pyramid is not None:
+            maps = self.pyramid(maps[0])
         return [self.tap_norms.norm(tap, feature) for tap, feature in zip(self.taps, maps, strict=True)]
 
     # --- pickles and copies -------------------------------------------------------------------------------------------
@@ -121,11 +129,12 @@ class Timm(Backbone, fusion.Fusible):
             return
         state = dict(state)
         options, tensors, version = Options(**state.pop(OPTIONS)), state.pop(TENSORS), state.pop(TIMM)
+        trainable = {name: tensor.requires_grad for name, tensor in tensors.items()}
         like = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             built: nn.Module = type(self)(state["variant"], replace(options, pretrained=False))
-        if state.get("folded"):
-            built = fusion.fuse(built)
+            if state.get("folded"):
+                built = fusion.fuse(built)
         built.to(device=like.device, dtype=like.dtype)
         try:
             built.load_state_dict(tensors, assign=True)
@@ -135,7 +144,7 @@ class Timm(Backbone, fusion.Fusible):
                 f"{timm_models.part('version').__version__} builds another one. Install timm {version} to load it."
             ) from error
         for name, parameter in built.named_parameters():
-            parameter.requires_grad_(tensors[name].requires_grad)
+            parameter.requires_grad_(trainable[name])
         vars(self).update(vars(built))
         vars(self).update(state, options=options)
         self.train(self.training)
@@ -188,7 +197,8 @@ class Timm(Backbone, fusion.Fusible):
 
         Says once where they come from, and their licence.
         """
-        survey = timm_models.survey(self.variant or "", self.image_size)
+        plain = self.pyramid is not None
+        survey = timm_models.survey(self.variant or "", self.image_size, plain=plain)
         given, source = timm_models.published(self.variant or "", survey, self.options.in_channels)
         self.body.load_state_dict({name: given[name] for name in self.body.state_dict()})
         _say_once(f"{self.variant}: {source}")
@@ -234,11 +244,12 @@ class Timm(Backbone, fusion.Fusible):
             for name, child in self.body.named_children()
             for within in ([w for w, _ in child.named_children()] if type(child) is nn.Sequential else [""])
         ]
+        inside += [Part(PYRAMID, PYRAMID)] if self.pyramid is not None else []
         return [*inside, *(Part(f"{TAP_NORMS}.{tap}", "tap norms") for tap in self.tap_norms)]
 
     @classmethod
     def is_extra(cls, name: str) -> bool:
-        return name.startswith(f"{TAP_NORMS}.")
+        return name.startswith((f"{TAP_NORMS}.", f"{PYRAMID}."))
 
     def is_unbuilt(self, name: str) -> bool:
         theirs = name.removeprefix(f"{BODY}.")

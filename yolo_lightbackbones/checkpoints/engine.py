@@ -209,8 +209,8 @@ def _check_target(backbone: Backbone) -> None:
 def _unbuilt_stages(backbone: Backbone, converted: Converted) -> set[str]:
     """Our keys of stages that the variant has but this backbone did not build, because no tap needs them."""
     beyond = [key for key in converted.placed if backbone.is_unbuilt(key)]
-    if not beyond:
-        return set()
+    if not beyond or backbone.variant is not None:  # it knows the names of its variant by itself
+        return set(beyond)
     names = {key for variant in identify.matching_variants(backbone) for key in identify.full_shapes(variant)}
     # A custom config is not a known variant, so nobody knows the keys of its other stages.
     return {key for key in beyond if not names or key in names}

@@ -107,9 +107,17 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
         raise UserError(f"--scale {scale} is for model YAMLs; {text} is none.")
     if path.exists():
         return _file(path, empty)
-    if path.suffix in WEIGHTS_SUFFIXES or path.name != text:
+    if path.suffix in WEIGHTS_SUFFIXES or (path.name != text and not _is_of_open_family(text)):
         raise UserError(finding.explain_missing(path) or f"There is no file {text}.")
     return _variant(text, empty)
+
+
+def _is_of_open_family(text: str) -> bool:
+    """Whether `text` is a name such as timm/resnet18, and no path."""
+    from yolo_lightbackbones import registry
+
+    family = registry.family_in(text)
+    return family is not None and family.is_open
 
 
 def channels_of(config: dict[str, Any], text: str) -> int:
@@ -132,6 +140,8 @@ def _variant(name: str, empty: bool) -> Target:
     try:
         with _device(empty):
             backbone = create_backbone(name, taps=None).eval()
+    except ModuleNotFoundError as error:  # of an open family
+        raise UserError(str(error)) from error
     except ValueError as error:
         raise UserError(
             f"{error} A model YAML (yours, or one of ours, {models.our_yamls(name)}) or a .pt, .pth or .safetensors "

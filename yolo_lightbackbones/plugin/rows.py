@@ -237,6 +237,8 @@ def _backbone_args(
         raise row.error(f"the variant is {quoted(wanted)}; it must be a name out of {family.choices()}.")
     try:
         variant = family.resolve_variant(wanted)
+    except ModuleNotFoundError as error:  # of an open family
+        raise row.error(str(error)) from error
     except ValueError as error:
         raise row.error(f"{error}{hints.variant_meant(wanted, family, families)}") from None
     return family.full_name(variant), _options(row, family.row_options)

@@ -41,7 +41,9 @@ EFFICIENTNET_LITE = Layout(
         Rename(r"_conv_(stem|head)\.(\w+)", r"body.conv_\1.\2", example="_conv_stem.weight"),
         Rename(r"_bn0\.(\w+)", r"body.bn1.\1", example="_bn0.running_mean"),
         Rename(r"_bn1\.(\w+)", r"body.bn2.\1", example="_bn1.running_mean"),
-        Rename(rf"{_FIRST}\._depthwise_conv\.(\w+)", r"body.blocks.0.0.conv_dw.\1", "blocks.0.0._depthwise_conv.weight"),
+        Rename(
+            rf"{_FIRST}\._depthwise_conv\.(\w+)", r"body.blocks.0.0.conv_dw.\1", "blocks.0.0._depthwise_conv.weight"
+        ),
         Rename(rf"{_FIRST}\._bn([12])\.(\w+)", r"body.blocks.0.0.bn\1.\2", example="blocks.0.0._bn1.weight"),
         Rename(rf"{_FIRST}\._project_conv\.(\w+)", r"body.blocks.0.0.conv_pw.\1", "blocks.0.0._project_conv.weight"),
         Rename(rf"{_OTHER}\._expand_conv\.(\w+)", r"body.\1.conv_pw.\2", example="blocks.1.0._expand_conv.weight"),
