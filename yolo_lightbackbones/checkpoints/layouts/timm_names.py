@@ -1,4 +1,4 @@
-"""timm's names of the parameters of its own models, as they are in the files that it downloads or trains, and others'."""
+"""Names of the parameters of timm's models: timm's own, as in the files that it downloads or trains, and others'."""
 
 from __future__ import annotations
 
