@@ -41,9 +41,9 @@ IMAGE = (64, 96)
 """Height and width of the image for a model that takes any; for others, the smallest that they take is tried."""
 TOLERANCE = 1e-3
 """Largest difference, as a share of the root mean square of a feature map, between models that are equal."""
-LARGEST_RUN = 150_000_000
+LARGEST_RUN = 50_000_000
 """Most parameters of a model that is run; a larger one is only built without memory."""
-LARGEST_EXPORT = 25_000_000
+LARGEST_EXPORT = 15_000_000
 """Most parameters of a model that is exported to ONNX."""
 SECONDS, GIBIBYTES = 240, 10
 """Limits of a worker, for one model."""
@@ -71,9 +71,13 @@ def _word(name: str) -> str:
     return re.sub(r"(?<![v\d])\d+[a-z]?$", "", first)
 
 
+_LARGE = re.compile(r"_(x*large|x*huge|x*giant|gigantic|enormous|so\d+m|\d+b)(?![a-z])")
+
+
 def smallest(names: Sequence[str]) -> tuple[str, int]:
-    """The model with the fewest parameters, and their number."""
-    return min(((name, parameters(name)) for name in names), key=lambda pair: pair[1])
+    """The model with the fewest parameters, and their number; names that say large are left out if others do not."""
+    likely = [name for name in names if not _LARGE.search(name)] or names
+    return min(((name, parameters(name)) for name in likely), key=lambda pair: pair[1])
 
 
 def parameters(name: str) -> int:
