@@ -200,10 +200,11 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 
 Environment = Callable[[Installation], dict[str, str]]
+Server = Callable[[Installation], str]
 
 
 @pytest.fixture(scope="session")
-def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Installation], str]]:
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """From an installation to the address of the process that forks its commands; each is started once."""
     known: dict[Path, str] = {}
     with contextlib.ExitStack() as servers:
@@ -218,7 +219,7 @@ def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[In
 
 
 @pytest.fixture
-def environment(tmp_path: Path, server_of: Callable[[Installation], str]) -> Environment:
+def environment(tmp_path: Path, server_of: Server) -> Environment:
     """Makes the environment of processes that use an installation, with settings and data sets of this test."""
     pytest.importorskip("sklearn", reason="digits.yaml is drawn from scikit-learn's scans")
 
@@ -328,7 +329,7 @@ DOCSTRINGS = {
 
 @pytest.mark.parametrize("group", sorted({*HEADS.values()}))
 def test_the_commands_in_the_heads_of_yamls_run_up_to_training(
-    group: str, environment: Environment, tmp_path: Path, request: pytest.FixtureRequest
+    group: str, environment: Environment, server_of: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     brought = standins.make(tmp_path / "brought", HEADS_HAVE.get(group, HEADS_HAVE["models"]))
     jobs = []
@@ -344,7 +345,8 @@ def test_the_commands_in_the_heads_of_yamls_run_up_to_training(
             if job.words[:2] == ("lightbackbones", "convert") and not (weights := folder / job.words[2]).exists():
                 write_what_is_converted(weights, job.words, brought)
     installation = chosen(f"heads of {group}", request)
-    for job, ended in run_all(jobs, tmp_path, installation.python, environment(installation)):
+    through = installation.through(server_of(installation))
+    for job, ended in run_all(jobs, tmp_path, through, environment(installation)):
         if job.words[0] == "yolo":
             assert_as_the_head_says(job, ended)
 
@@ -359,9 +361,9 @@ def jobs_of(block: Block, folder: Path) -> list[Job]:
     return jobs
 
 
-def run_all(jobs: list[Job], folder: Path, python: Path, environment: dict[str, str]) -> list[tuple[Job, Ended]]:
+def run_all(jobs: list[Job], folder: Path, through: list[str], environment: dict[str, str]) -> list[tuple[Job, Ended]]:
     folder.mkdir(exist_ok=True)
-    results = list(zip(jobs, commands.run_forked(jobs, folder / "jobs", python, environment), strict=True))
+    results = list(zip(jobs, commands.run_forked(jobs, folder / "jobs", through, environment), strict=True))
     for job, ended in results:
         assert ended.code == 0, f"in {job.folder}: {' '.join(job.words)}\n{ended.output[-3000:]}"
     return results
@@ -402,7 +404,7 @@ def assert_as_the_head_says(job: Job, ended: Ended) -> None:
 
 @pytest.mark.parametrize("script", DOCSTRINGS)
 def test_the_commands_in_the_docstrings_of_examples_run(
-    script: str, environment: Environment, tmp_path: Path, request: pytest.FixtureRequest
+    script: str, environment: Environment, server_of: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     installation = chosen(script, request)
     variables = environment(installation)
@@ -413,7 +415,7 @@ def test_the_commands_in_the_docstrings_of_examples_run(
         lines = tuple(line for line in block.commands if commands.words(line)[0] == program)
         jobs = jobs_of(replace(block, commands=lines), folder)
         own = with_the_example(lines, variables, tmp_path / "site")
-        run_all(jobs, tmp_path / program, installation.python, own)
+        run_all(jobs, tmp_path / program, installation.through(server_of(installation)), own)
 
 
 def test_every_script_says_whether_its_commands_are_run() -> None:
