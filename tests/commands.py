@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -247,6 +247,10 @@ class Installation:
             (folder / program).write_text(script)
             (folder / program).chmod(0o755)
         return folder
+
+
+Server = Callable[[Installation], str]
+"""From an installation to the address of the process that forks its commands."""
 
 
 @contextlib.contextmanager

@@ -6,11 +6,14 @@ import gc
 import os
 import random
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from commands import Installation, Server, forking_server
 from places import REPOSITORY, SHARED
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
@@ -66,3 +69,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def here() -> Installation:
+    """The package as it is installed where the tests run: `pip install -e` after `make test`."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    return Installation(Path(sys.executable), scripts, scripts / "yolo", dict(os.environ))
+
+
+@pytest.fixture(scope="session")
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """From an installation to the address of the process that forks its commands; each is started once."""
+    known: dict[Path, str] = {}
+    with ExitStack() as servers:
+
+        def find(installation: Installation) -> str:
+            if installation.python not in known:
+                folder = tmp_path_factory.mktemp("server")
+                known[installation.python] = servers.enter_context(forking_server(installation, folder))
+            return known[installation.python]
+
+        yield find

@@ -19,13 +19,11 @@ an installed wheel. `COMMANDS_FROM=wheel` runs all of them on the wheel.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +31,7 @@ import commands
 import pytest
 import standins
 import yaml
-from commands import REPOSITORY, Block, Ended, Installation, Job
+from commands import REPOSITORY, Block, Ended, Installation, Job, Server
 from families import AT_SCALE_N, CLASSES
 from installing import build_wheel, new_environment, pip
 
@@ -183,13 +181,6 @@ def test_a_command_with_a_fault_is_told(command: str, message: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def here() -> Installation:
-    """The package as it is installed where the tests run: `pip install -e` after `make test`."""
-    scripts = Path(sysconfig.get_path("scripts"))
-    return Installation(Path(sys.executable), scripts, scripts / "yolo", dict(os.environ))
-
-
-@pytest.fixture(scope="session")
 def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """An environment of its own, with the wheel in it and the checkout on no path."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -200,22 +191,6 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 
 Environment = Callable[[Installation], dict[str, str]]
-Server = Callable[[Installation], str]
-
-
-@pytest.fixture(scope="session")
-def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """From an installation to the address of the process that forks its commands; each is started once."""
-    known: dict[Path, str] = {}
-    with contextlib.ExitStack() as servers:
-
-        def find(installation: Installation) -> str:
-            if installation.python not in known:
-                folder = tmp_path_factory.mktemp("server")
-                known[installation.python] = servers.enter_context(commands.forking_server(installation, folder))
-            return known[installation.python]
-
-        yield find
 
 
 @pytest.fixture
