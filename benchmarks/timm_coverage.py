@@ -156,7 +156,7 @@ def reported_reductions(name: str) -> list[int]:
 
     with torch.device("meta"), contextlib.suppress(Exception):
         net = timm.create_model(name)
-        infos = getattr(net, "feature_info", None) or timm.create_model(name, features_only=True).feature_info
+        infos: Any = getattr(net, "feature_info", None) or timm.create_model(name, features_only=True).feature_info
         return sorted({int(info["reduction"]) for info in getattr(infos, "info", infos)})
     return []
 

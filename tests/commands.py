@@ -1,7 +1,7 @@
 """The commands that pages print: how they are found, checked against the code, and run.
 
-Run as a program (`python commands.py JOBS`) it is the parent of many short processes: it imports torch and Ultralytics'
-command line, which is all that the `yolo` script does before it reads its arguments, and forks once for every command.
+Run as a program (`python commands.py JOBS`) it is the parent of many short processes: it imports Ultralytics' command
+line, which is all that the `yolo` script does before it reads its arguments, and forks once for every command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -223,6 +223,10 @@ class Installation:
     """The stock script, of whichever environment."""
     variables: Mapping[str, str] = field(default_factory=dict)
 
+    def through(self, socket: str) -> list[str]:
+        """The beginning of a command that has its rest run by the process at this address (`forking.py`)."""
+        return [str(self.python), "-I", "-S", forking.__file__, "run", socket]
+
     def write_commands(self, folder: Path, socket: str) -> Path:
         """A folder for PATH whose commands add APPENDED to their words and have the real ones run (`forking.py`)."""
         folder.mkdir()
@@ -232,7 +236,7 @@ class Installation:
             "python": [],
         }
         python = shlex.quote(str(self.python))
-        client = shlex.join(map(str, [self.python, "-I", "-S", Path(forking.__file__), "run", socket]))
+        client = shlex.join(self.through(socket))
         for program, start in real.items():
             cases = "".join(
                 f'*" {word} "*) set -- "$@" {more} ;;\n' for (name, word), more in APPENDED.items() if name == program
@@ -245,6 +249,10 @@ class Installation:
             (folder / program).write_text(script)
             (folder / program).chmod(0o755)
         return folder
+
+
+Server = Callable[[Installation], str]
+"""From an installation to the address of the process that forks its commands."""
 
 
 @contextlib.contextmanager
@@ -302,11 +310,16 @@ class Ended:
     """Of a training: its task, its arguments, and the classes of its model's layers. Empty for everything else."""
 
 
-def run_forked(jobs: Sequence[Job], scratch: Path, python: Path, environment: Mapping[str, str]) -> list[Ended]:
-    """Each job in a process of its own, one after the other; a training ends where its first epoch would begin."""
+def run_forked(
+    jobs: Sequence[Job], scratch: Path, through: Sequence[str], environment: Mapping[str, str]
+) -> list[Ended]:
+    """Each job in a process of its own, one after the other; a training ends where its first epoch would begin.
+
+    Their parent is run by `Installation.through`.
+    """
     scratch.mkdir()
     (scratch / "jobs.json").write_text(json.dumps([[job.folder, *job.words] for job in jobs]))
-    command = [str(python), __file__, str(scratch)]
+    command = [*through, __file__, str(scratch)]
     parent = subprocess.run(command, env=dict(environment), capture_output=True, text=True, timeout=900, check=False)
     assert parent.returncode == 0, parent.stderr[-4000:]
     return [Ended(**json.loads((scratch / f"{number}.json").read_text())) for number in range(len(jobs))]
@@ -367,9 +380,9 @@ def _run_here(job: Sequence[str], report: Path) -> None:
 
 
 def _fork_all(scratch: Path) -> Iterator[int]:
-    import torch  # noqa: F401  # what takes long to import, and knows nothing of Ultralytics
-    import torchvision  # noqa: F401
     import ultralytics.cfg  # noqa: F401  # the `yolo` script's only import
+
+    forking.prepare()
 
     early = [name for name in sys.modules if name.startswith("ultralytics.") and name.split(".")[1] in {"nn", "engine"}]
     assert not early, f"imported before the arguments are read: {early}"

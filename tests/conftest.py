@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from commands import Installation, Server, forking_server
 from places import REPOSITORY, SHARED
 
 os.environ["YOLO_AUTOINSTALL"] = "false"
+# Hundreds of processes import the package: the first compiles it for all, whatever the environment says of byte code.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo_lightbackbones_settings_")
 
 pytest.register_assert_rewrite(
     "coco_folder", "coco_numbers", "contract", "edge_exports"
 )  # their assertions tell what they saw, too
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector away from torch's and Ultralytics' own objects; a sixth of the time goes there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures, which draw as well
@@ -54,3 +69,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def here() -> Installation:
+    """The package as it is installed where the tests run: `pip install -e` after `make test`."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    return Installation(Path(sys.executable), scripts, scripts / "yolo", dict(os.environ))
+
+
+@pytest.fixture(scope="session")
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """From an installation to the address of the process that forks its commands; each is started once."""
+    known: dict[Path, str] = {}
+    with ExitStack() as servers:
+
+        def find(installation: Installation) -> str:
+            if installation.python not in known:
+                folder = tmp_path_factory.mktemp("server")
+                known[installation.python] = servers.enter_context(forking_server(installation, folder))
+            return known[installation.python]
+
+        yield find

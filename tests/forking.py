@@ -15,7 +15,10 @@ import os
 import socket
 import sys
 
-HEAVY = ("torch", "torchvision", "numpy", "cv2", "PIL.Image", "scipy", "matplotlib.pyplot")
+HEAVY = (
+    *("torch", "torchvision", "torch.utils.flop_counter", "numpy", "cv2", "PIL.Image", "scipy", "matplotlib.pyplot"),
+    *("requests", "yaml", "typer", "rich.table", "rich.progress"),
+)
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "MPL", "YOLO_LIGHTBACKBONES_AUTOLOAD", "LD_")
 """What the names of variables begin with that are read before a command is."""
 
@@ -24,15 +27,24 @@ def at_start(environment: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
 
 
+def prepare() -> None:
+    """Import HEAVY, and keep the garbage collectors of forks away from it: their visits would copy the memory."""
+    import gc
+    import importlib
+
+    for name in HEAVY:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 def serve(address: str) -> None:
     """Wait for commands, one connection each, until the parent of this process closes its input."""
-    import importlib
     import select
     import signal
 
     started_with = at_start(dict(os.environ))  # imports may add to it
-    for name in HEAVY:
-        importlib.import_module(name)
+    prepare()
     early = {name.partition(".")[0] for name in sys.modules} & {"ultralytics"}
     assert not early
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the commands

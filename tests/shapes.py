@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from ultralytics.nn import tasks
 
@@ -29,14 +30,17 @@ CLASSES = {
 """Head -> the class in Ultralytics' `nn.tasks` that has its loss; `DetectionModel` for the others."""
 
 
+SHAPE_KEEPING = {F.batch_norm, F.silu, F.gelu, F.hardswish, F.relu}
+
+
 class Numbers(TorchFunctionMode):
     """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values.
 
-    Batch normalisation keeps a shape; the meta device takes half of the time to find that out.
+    Norms and activations give a tensor of their argument's shape at once; torch takes half of the time to see that.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.batch_norm:
+        if func in SHAPE_KEEPING:
             return torch.empty_like(args[0])
         if func is torch.tensor and isinstance(args[0], list) and len(args[0]) > 1:  # a single number is a parameter
             kwargs = {"device": "cpu", **(kwargs or {})}

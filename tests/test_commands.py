@@ -19,13 +19,11 @@ an installed wheel. `COMMANDS_FROM=wheel` runs all of them on the wheel.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +31,7 @@ import commands
 import pytest
 import standins
 import yaml
-from commands import REPOSITORY, Block, Ended, Installation, Job
+from commands import REPOSITORY, Block, Ended, Installation, Job, Server
 from families import AT_SCALE_N, CLASSES
 from installing import build_wheel, new_environment, pip
 
@@ -183,13 +181,6 @@ def test_a_command_with_a_fault_is_told(command: str, message: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def here() -> Installation:
-    """The package as it is installed where the tests run: `pip install -e` after `make test`."""
-    scripts = Path(sysconfig.get_path("scripts"))
-    return Installation(Path(sys.executable), scripts, scripts / "yolo", dict(os.environ))
-
-
-@pytest.fixture(scope="session")
 def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """An environment of its own, with the wheel in it and the checkout on no path."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -202,23 +193,8 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 Environment = Callable[[Installation], dict[str, str]]
 
 
-@pytest.fixture(scope="session")
-def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Installation], str]]:
-    """From an installation to the address of the process that forks its commands; each is started once."""
-    known: dict[Path, str] = {}
-    with contextlib.ExitStack() as servers:
-
-        def find(installation: Installation) -> str:
-            if installation.python not in known:
-                folder = tmp_path_factory.mktemp("server")
-                known[installation.python] = servers.enter_context(commands.forking_server(installation, folder))
-            return known[installation.python]
-
-        yield find
-
-
 @pytest.fixture
-def environment(tmp_path: Path, server_of: Callable[[Installation], str]) -> Environment:
+def environment(tmp_path: Path, server_of: Server) -> Environment:
     """Makes the environment of processes that use an installation, with settings and data sets of this test."""
     pytest.importorskip("sklearn", reason="digits.yaml is drawn from scikit-learn's scans")
 
@@ -330,7 +306,7 @@ DOCSTRINGS = {
 
 @pytest.mark.parametrize("group", sorted({*HEADS.values()}))
 def test_the_commands_in_the_heads_of_yamls_run_up_to_training(
-    group: str, environment: Environment, tmp_path: Path, request: pytest.FixtureRequest
+    group: str, environment: Environment, server_of: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     brought = standins.make(tmp_path / "brought", HEADS_HAVE.get(group, HEADS_HAVE["models"]))
     jobs = []
@@ -346,7 +322,8 @@ def test_the_commands_in_the_heads_of_yamls_run_up_to_training(
             if job.words[:2] == ("lightbackbones", "convert") and not (weights := folder / job.words[2]).exists():
                 write_what_is_converted(weights, job.words, brought)
     installation = chosen(f"heads of {group}", request)
-    for job, ended in run_all(jobs, tmp_path, installation.python, environment(installation)):
+    through = installation.through(server_of(installation))
+    for job, ended in run_all(jobs, tmp_path, through, environment(installation)):
         if job.words[0] == "yolo":
             assert_as_the_head_says(job, ended)
 
@@ -361,9 +338,9 @@ def jobs_of(block: Block, folder: Path) -> list[Job]:
     return jobs
 
 
-def run_all(jobs: list[Job], folder: Path, python: Path, environment: dict[str, str]) -> list[tuple[Job, Ended]]:
+def run_all(jobs: list[Job], folder: Path, through: list[str], environment: dict[str, str]) -> list[tuple[Job, Ended]]:
     folder.mkdir(exist_ok=True)
-    results = list(zip(jobs, commands.run_forked(jobs, folder / "jobs", python, environment), strict=True))
+    results = list(zip(jobs, commands.run_forked(jobs, folder / "jobs", through, environment), strict=True))
     for job, ended in results:
         assert ended.code == 0, f"in {job.folder}: {' '.join(job.words)}\n{ended.output[-3000:]}"
     return results
@@ -404,7 +381,7 @@ def assert_as_the_head_says(job: Job, ended: Ended) -> None:
 
 @pytest.mark.parametrize("script", DOCSTRINGS)
 def test_the_commands_in_the_docstrings_of_examples_run(
-    script: str, environment: Environment, tmp_path: Path, request: pytest.FixtureRequest
+    script: str, environment: Environment, server_of: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     installation = chosen(script, request)
     variables = environment(installation)
@@ -415,7 +392,7 @@ def test_the_commands_in_the_docstrings_of_examples_run(
         lines = tuple(line for line in block.commands if commands.words(line)[0] == program)
         jobs = jobs_of(replace(block, commands=lines), folder)
         own = with_the_example(lines, variables, tmp_path / "site")
-        run_all(jobs, tmp_path / program, installation.python, own)
+        run_all(jobs, tmp_path / program, installation.through(server_of(installation)), own)
 
 
 def test_every_script_says_whether_its_commands_are_run() -> None:

@@ -55,6 +55,35 @@ def test_by_hand(module: nn.Module, parameters: int, macs: int) -> None:
     assert (total.parameters, total.macs, total.flops) == (parameters, macs, 2 * macs)
 
 
+def test_eval_mode_leaves_the_module_as_it_was() -> None:
+    class Auxiliary(nn.Module):
+        """A branch that only trains."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.branch = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.branch(x) if self.training else x
+
+    module = Auxiliary().train()
+    assert cost.count(module, (1, 3, 8, 8)).total.macs == 64 * (3 * 4 + 4 * 5)
+    assert cost.count(module, (1, 3, 8, 8), in_eval_mode=True).total.macs == 64 * 3 * 4
+    assert module.training
+
+
+def test_copies_on_the_meta_device_share_no_hooks() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1))
+    copied = cost.on_meta(module)
+    seen: list[nn.Module] = []
+    copied[0].register_forward_hook(lambda part, *_: seen.append(part))
+    copied(torch.empty(1, 3, 8, 8, device="meta"))
+    module(torch.rand(1, 3, 8, 8))
+    assert seen == [copied[0]]
+    assert {parameter.device.type for parameter in copied.parameters()} == {"meta"}
+
+
 def test_attention_that_runs_on_the_cpu_is_counted_in_its_plain_form() -> None:
     """Its fused kernel there is not one that every release of torch counts, so that the plain form has to run."""
     fused: list[bool] = []

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from detectors import awake_detector
-from families import FAMILIES
+from families import CLASSES, FAMILIES, SMALLEST
 from torch import Tensor, nn
 from ultralytics import YOLO
 
@@ -38,10 +39,28 @@ def family(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.xdist_group(f"exports-{name}"))
 
 
+def write_detector(name: str, path: Path) -> None:
+    """The YAML of a detector of few layers: the smallest variant of the family, an upsampling, a Concat and a head.
+
+    Converters and runtimes take time for every layer. Models of cfg/ are exported by test_edge.py, test_commands.py
+    and test_yolo_command.py.
+    """
+    taps = [[0, 1, "Tap", [tap]] for tap in ("P3", "P4", "P5")]
+    head = [
+        [-1, 1, "nn.Upsample", [None, 2, "nearest"]],
+        [[-1, 2], 1, "Concat", [1]],
+        [-1, 1, "Conv", [64, 3, 1]],
+        [[1, 6, 3], 1, "Detect", ["nc"]],
+    ]
+    backbone = [[-1, 1, CLASSES[name], [SMALLEST[name]]], *taps]
+    path.write_text(yaml.safe_dump({"nc": 10, "backbone": backbone, "head": head}))
+
+
 @pytest.fixture(scope="module", params=[family(name) for name in FAMILIES])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param) / f"{request.param}.pt"
-    awake_detector(f"yolov5n_{request.param}.yaml").save(path)
+    write_detector(request.param, model := path.with_suffix(".yaml"))
+    awake_detector(str(model)).save(path)
     return path
 
 

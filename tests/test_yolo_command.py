@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import QUIET, Installation, Server
 
 from yolo_lightbackbones.datasets.digits import build_digits
 
@@ -21,24 +22,42 @@ pytestmark = pytest.mark.slow
 TRAIN = ["imgsz=64", "epochs=1", "batch=4", "workers=0", "plots=False", "exist_ok=True"]
 
 
-def yolo(mode: str, *arguments: str, cwd: Path, name: str = "train", fails: bool = False, **environment: str) -> str:
-    """Run the stock command; return what it printed. Results go to `cwd`/runs/`name`."""
-    executable = Path(sys.executable).parent / "yolo"
-    result = subprocess.run(
-        [executable, mode, *arguments, *([] if mode == "settings" else [f"project={cwd / 'runs'}", f"name={name}"])],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == int(fails), result.stdout[-4000:]
-    return result.stdout
+Yolo = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def yolo(here: Installation, server_of: Server) -> Yolo:
+    """The stock command, in a process of its own: forked off one with torch, or `started` as a shell starts it."""
+    through = here.through(server_of(here))
+
+    def run(
+        mode: str,
+        *arguments: str,
+        cwd: Path,
+        name: str = "train",
+        fails: bool = False,
+        started: bool = False,
+        **environment: str,
+    ) -> str:
+        """Run it; return what it printed. Results go to `cwd`/runs/`name`."""
+        places = [] if mode == "settings" else [f"project={cwd / 'runs'}", f"name={name}"]
+        result = subprocess.run(
+            [*([] if started else through), here.yolo, mode, *arguments, *places],
+            cwd=cwd,
+            env={**os.environ, **QUIET, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == int(fails), result.stdout[-4000:]
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(yolo: Yolo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the checkout with a small data set and a detector trained on it for an epoch."""
     folder = tmp_path_factory.mktemp("elsewhere")
     root = build_digits(folder / "digits", train_images=8, val_images=4)
@@ -49,25 +68,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_writes_a_checkpoint_that_validates(folder: Path) -> None:
+def test_training_writes_a_checkpoint_that_validates(yolo: Yolo, folder: Path) -> None:
     out = yolo("val", "model=runs/train/weights/best.pt", "data=data.yaml", "imgsz=64", "workers=0", cwd=folder)
     assert "YOLOv5n_edgevit summary (fused)" in out
     assert "GFLOPs" in out
 
 
-def test_predict_writes_pictures(folder: Path) -> None:
+def test_predict_writes_pictures(yolo: Yolo, folder: Path) -> None:
     images = folder / "digits" / "images" / "val"
     yolo("predict", "model=runs/train/weights/best.pt", f"source={images}", "imgsz=64", cwd=folder, name="predicted")
     assert len(list((folder / "runs" / "predicted").glob("*.jpg"))) == 4
 
 
-def test_training_starts_from_a_checkpoint(folder: Path) -> None:
+def test_training_starts_from_a_checkpoint(yolo: Yolo, folder: Path) -> None:
     out = yolo("train", "model=runs/train/weights/best.pt", "data=data.yaml", *TRAIN, cwd=folder, name="again")
     assert "Transferred" in out
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
-def test_the_onnx_file_gives_the_outputs_of_the_checkpoint(folder: Path, height: int, width: int) -> None:
+def test_the_onnx_file_gives_the_outputs_of_the_checkpoint(yolo: Yolo, folder: Path, height: int, width: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from ultralytics import YOLO
 
@@ -84,7 +103,7 @@ def test_the_onnx_file_gives_the_outputs_of_the_checkpoint(folder: Path, height:
     torch.testing.assert_close(torch.from_numpy(seen), expected, rtol=1e-3, atol=2e-3)
 
 
-def test_the_default_data_set_builds_itself(tmp_path: Path) -> None:
+def test_the_default_data_set_builds_itself(yolo: Yolo, tmp_path: Path) -> None:
     """`data=digits.yaml` from any folder; the pictures go where Ultralytics keeps data sets."""
     settings = {"YOLO_CONFIG_DIR": str(tmp_path / "settings")}
     yolo("settings", f"datasets_dir={tmp_path / 'datasets'}", cwd=tmp_path, **settings)
@@ -94,7 +113,7 @@ def test_the_default_data_set_builds_itself(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "train" / "weights" / "last.pt").is_file()
 
 
-def test_microscope_images_train_validate_and_export(bccd: Path, tmp_path: Path) -> None:
+def test_microscope_images_train_validate_and_export(yolo: Yolo, bccd: Path, tmp_path: Path) -> None:
     copy = tmp_path / "bccd"  # Ultralytics writes label caches beside the labels
     for split in ("train", "val"):
         for kind in ("images", "labels"):
@@ -109,20 +128,20 @@ def test_microscope_images_train_validate_and_export(bccd: Path, tmp_path: Path)
     assert (tmp_path / "runs" / "train" / "weights" / "best.torchscript").is_file()
 
 
-def test_a_recipe_by_name_leaves_only_the_data_to_be_found(tmp_path: Path) -> None:
+def test_a_recipe_by_name_leaves_only_the_data_to_be_found(yolo: Yolo, tmp_path: Path) -> None:
     arguments = ["cfg=repvit_few_images.yaml", "model=yolo11n_repvit.yaml", "data=missing.yaml"]
     out = yolo("train", *arguments, cwd=tmp_path, fails=True)
     assert "'missing.yaml' does not exist" in out
     assert "Overriding" in out
 
 
-def test_a_recipe_by_name_trains(folder: Path) -> None:
+def test_a_recipe_by_name_trains(yolo: Yolo, folder: Path) -> None:
     settings = ["model=yolov5n_edgevit.yaml", "data=data.yaml", *TRAIN]
-    yolo("train", "cfg=edgevit_few_images.yaml", *settings, cwd=folder, name="by")
+    yolo("train", "cfg=edgevit_few_images.yaml", *settings, cwd=folder, name="by", started=True)
     assert (folder / "runs" / "by" / "weights" / "last.pt").is_file()
 
 
-def test_a_mistake_in_a_yaml_is_one_sentence(tmp_path: Path, repository: Path) -> None:
+def test_a_mistake_in_a_yaml_is_one_sentence(yolo: Yolo, tmp_path: Path, repository: Path) -> None:
     text = (repository / "cfg" / "yolov5_edgevit.yaml").read_text().replace("n: xxs", "n: xxxs")
     (tmp_path / "mine.yaml").write_text(text)
     out = yolo("train", "model=mine.yaml", "data=digits.yaml", cwd=tmp_path, fails=True)

@@ -8,6 +8,7 @@ published figures.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,10 @@ class Costs:
     parts: Mapping[str, Cost]
 
 
-def count(module: nn.Module, shape: tuple[int, int, int, int], parts: Iterable[str] = ()) -> Costs:
-    """Count the cost of a module in its current mode (training or eval); the module is not changed.
+def count(
+    module: nn.Module, shape: tuple[int, int, int, int], parts: Iterable[str] = (), *, in_eval_mode: bool = False
+) -> Costs:
+    """Count the cost of a module; the module is not changed.
 
     A copy of the module runs on the meta device, where nothing is computed. A module whose forward reads values cannot
     run there; it is copied with its values and run on the CPU.
@@ -65,16 +68,21 @@ def count(module: nn.Module, shape: tuple[int, int, int, int], parts: Iterable[s
         shape: shape of the image, (B, C, H, W).
         parts: names of modules inside, as in `named_modules()`. A part may be inside another one. If a part is called
             several times, all calls count.
+        in_eval_mode: whether to count the cost in eval mode, and not in the module's current mode.
 
     Raises:
         AttributeError: if there is no part of that name.
         ValueError, RuntimeError: whatever the module itself raises for an image of this shape.
     """
     names = list(parts)
+
+    def in_mode(copied: nn.Module) -> nn.Module:
+        return copied.eval() if in_eval_mode else copied
+
     try:
-        return _run(on_meta(module), shape, names, "meta")
+        return _run(in_mode(on_meta(module)), shape, names, "meta")
     except (NotImplementedError, RuntimeError):  # torch raises these if a value is needed
-        return _run(copy.deepcopy(module).float().cpu(), shape, names, "cpu")
+        return _run(in_mode(copy.deepcopy(module).float().cpu()), shape, names, "cpu")
 
 
 def on_meta(module: nn.Module) -> nn.Module:
@@ -84,6 +92,10 @@ def on_meta(module: nn.Module) -> nn.Module:
         memory[id(parameter)] = nn.Parameter(_meta_like(parameter), requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
         memory[id(buffer)] = _meta_like(buffer)
+    for part in module.modules():  # most of what a module holds are empty tables of hooks, which deepcopy is slow with
+        for table in vars(part).values():
+            if type(table) in (dict, OrderedDict) and not table:
+                memory[id(table)] = type(table)()
     return copy.deepcopy(module, memory)
 
 

@@ -125,7 +125,7 @@ def get_flops(original: Callable[..., float]) -> Callable[..., float]:
         try:
             height, width = sizes.of(model) or (imgsz if isinstance(imgsz, list | tuple) else (imgsz, imgsz))
             shape = (1, image_channels(model), height, width)
-            return cost.count(cost.on_meta(model).eval(), shape).total.flops / 1e9
+            return cost.count(model, shape, in_eval_mode=True).total.flops / 1e9
         except Exception:  # as in Ultralytics' own: a line of the summary must not end a training
             return original(model, imgsz, *args, **kwargs)
 
