@@ -44,7 +44,7 @@ def test_groups(family: str, name: str) -> None:
             continue
         owner, _, leaf = key.removeprefix("model.0.").rpartition(".")
         module = modules[owner]
-        if "layer_scale" in leaf or owner.endswith((".pos1", ".pos2")):
+        if "layer_scale" in leaf or owner.endswith((".pos", ".pos1", ".pos2")):
             assert kind == "bn", key
         elif isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             assert kind == ("bn" if leaf == "weight" else "bias"), key
@@ -52,14 +52,14 @@ def test_groups(family: str, name: str) -> None:
             assert kind == "bias", key
         else:  # depthwise and circular kernels have one input per output; Muon makes orthogonal what has more
             assert kind == (matrix if shapes[key][1] > 1 else "weight"), key
-    spared = {key for key in after if "layer_scale" in key or ".pos1." in key}
-    assert spared or family not in {"conv2former", "parcnet"}
+    spared = {key for key in after if "layer_scale" in key or ".pos1." in key or ".pos." in key}
+    assert spared or family not in {"conv2former", "parcnet", "parc"}
     if spared:
         assert {before[key] for key in spared} <= {"weight", "muon"}, "without us they would have decayed"
     if name == "MuSGD":
         depthwise = [module for module in modules.values() if isinstance(module, nn.Conv2d) and module.groups > 1]
         assert moved >= len(depthwise)
-        assert depthwise or family not in {"edgevit", "parcnet", "repvit", "conv2former"}
+        assert depthwise or family not in {"edgevit", "parcnet", "repvit", "conv2former", "parc"}
 
 
 def test_a_module_may_list_parameters_of_its_own() -> None:
