@@ -19,6 +19,7 @@ from yolo_lightbackbones.plugin import rows
 
 SYSTEMS = json.loads((REPOSITORY / "docs" / "comparators.json").read_text())["systems"]
 RUNNING = [system["row"] for system in SYSTEMS if "row" in system]
+FIGURES = {"top1", "parameters", "gmacs"}
 WANTED = """
 MobileViT, ConvNeXt, Swin, HorNet, RepLKNet, SLaK, MobileNetV2, MobileNetV3, DeiT, CoAtNet, MOAT, EfficientNet,
 EfficientFormer, PVTv2, MogaNet, FcaFormer, DFFormer, ParC-ConvNeXt, ParC-ResNet, ParC-MobileNetV2, Conv2Former
@@ -33,8 +34,15 @@ def test_every_system_is_there_and_runs_or_says_why_not() -> None:
         assert (
             {"system", "paper"}
             <= system.keys()
-            <= {*("system", "paper", "variant", "top1", "parameters", "gmacs", "row", "note", "code", "reason")}
+            <= {*("system", "paper", "variant", *FIGURES, "source", "compared_by", "row", "note", "code", "reason")}
         )
+
+
+def test_every_figure_names_its_source_and_only_the_four_papers_compare() -> None:
+    for system in SYSTEMS:
+        assert bool(FIGURES & system.keys()) == bool(system.get("source")), system["system"]
+        assert not system.get("source") or system.get("variant"), system["system"]
+        assert set(system.get("compared_by", [])) <= {"EdgeViT", "ParC-Net", "RepViT", "Conv2Former"}, system["system"]
 
 
 @pytest.mark.parametrize(("change", "code"), [("", 0), ("| a | b |\n", 1)])

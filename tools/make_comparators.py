@@ -24,13 +24,26 @@ ABOVE = """# Comparators
 The systems that the papers of EdgeViT, ParC-Net, RepViT and Conv2Former, and articles about them, compare with. Those
 of the first table run here: take the row as row 0 of a model YAML. Those of the second table are only cited.
 
-Figures are those of each system's own paper: ImageNet-1k top-1 at 224 px where nothing else is said, parameters with
-the classifier, and multiply-adds, which most papers call FLOPs. A cell is empty where we are not certain of the number.
-None was measured here, and recipes differ from paper to paper: [one recipe for all](accuracy.md) compares better.
+Figures are those that each system's authors publish (the column "figures from" says where): ImageNet-1k top-1 at 224 px
+where nothing else is said, parameters, and multiply-adds, which most papers call FLOPs. Papers round, and a few count
+without the classifier. A cell is empty where we could not confirm the number. None was measured here, and recipes
+differ from paper to paper: [one recipe for all](accuracy.md) compares better.
+
+"Compared with by" names those of the four whose paper or repository gives results of this system, in any size, beside
+its own. The cell is empty where we could confirm none.
 
 `tools/make_comparators.py` writes this page from `docs/comparators.json`.
 """
-COLUMNS = ("system", "paper", "variant", "top-1, %", "parameters, M", "multiply-adds, G")
+COLUMNS = (
+    "system",
+    "paper",
+    "variant",
+    "top-1, %",
+    "parameters, M",
+    "multiply-adds, G",
+    "figures from",
+    "compared with by",
+)
 
 
 def page(systems: list[dict[str, Any]]) -> str:
@@ -47,8 +60,8 @@ def page(systems: list[dict[str, Any]]) -> str:
 
 def _about(system: dict[str, Any]) -> list[str]:
     paper = f"[{system['paper']}](https://arxiv.org/abs/{system['paper']})"
-    figures = (str(system.get(key, "")) for key in ("variant", "top1", "parameters", "gmacs"))
-    return [system["system"], paper, *figures]
+    figures = (str(system.get(key, "")) for key in ("variant", "top1", "parameters", "gmacs", "source"))
+    return [system["system"], paper, *figures, ", ".join(system.get("compared_by", []))]
 
 
 def _code(system: dict[str, Any]) -> str:
