@@ -104,23 +104,34 @@ def taps(variant: str, model: Any, image: Tensor) -> list[Tensor]:
     return outputs
 
 
-def published(variant: str, model: nn.Module, style: str = "a layer") -> dict[str, Tensor]:
-    """The state dict under the names of published code; `style`: how the operator's own parameters are called."""
+OPERATOR = {"mobilenetv2": "gcc", "convnext_xt": "gcc", "resnet50": "parc"}
+"""What the halves of the operator are called in published code, before `_H` and `_W`."""
+
+IN_MOBILENET = {"conv.0.": "pw_expand.", "conv.1.1.": "bn.", "conv.2.": "pw_linear.0.", "conv.3.": "pw_linear.1."}
+"""torchvision's names in a block of MobileNetV2 -> those of blocks with the operator in published code."""
+
+
+def published(variant: str, model: Any) -> dict[str, Tensor]:
+    """The state dict under the names of published code (hkzhang91/ParC-Net, folder ParC_ConvNets)."""
+    with_operator = [name for name, module in model.named_modules() if isinstance(module, Operator)]
     state = {}
     for name, tensor in model.state_dict().items():
         key, value = name, tensor
         if variant == "convnext_xt":
             key, value = "".join(_official(name)), tensor.flatten() if name.endswith("layer_scale") else tensor
-        for kind in ("kernel", "bias", "pe"):
-            for axis in "HW":
-                if name.endswith(f".{kind}_{axis}"):
-                    key = key.replace("dwconv.", "").removesuffix(f"{kind}_{axis}")
-                    key += {
-                        "a layer": {"kernel": f"gcc_{axis}.conv.weight", "bias": f"gcc_{axis}.conv.bias"},
-                        "parameters": {"kernel": f"meta_kernel_1_{axis}", "bias": f"meta_bias_1_{axis}"},
-                    }[style].get(kind, {"a layer": f"gcc_{axis}.pe", "parameters": f"meta_pe_1_{axis}"}[style])
-                    value = tensor[..., None] if axis == "H" else tensor[..., None, :]
-                    value = tensor if kind == "bias" else value
+        if variant == "mobilenetv2":
+            for block in (operator.removesuffix("conv.1.0") for operator in with_operator):
+                for theirs, renamed in IN_MOBILENET.items():
+                    if name.startswith(block + theirs):
+                        key = name.replace(theirs, renamed, 1)
+        operator = next((path for path in with_operator if name.startswith(f"{path}.")), None)
+        if operator is not None:
+            kind, _, axis = name.rpartition(".")[2].partition("_")
+            inner = {"kernel": "gcc_conv.weight", "bias": "gcc_conv.bias", "pe": "pe"}[kind]
+            block = key.replace("dwconv.", "").replace("conv2.", "").replace("conv.1.0.", "").rpartition(".")[0]
+            key = f"{block}.{OPERATOR[variant]}_{axis}.{inner}"
+            if kind != "bias":
+                value = tensor[..., None] if axis == "H" else tensor[..., None, :]
         state[key] = value
     return state
 

@@ -349,10 +349,6 @@ ParCHybrid.card = Card(
     licence="no licence",
     letters={"n": "mobilenetv2", "s": "convnext_xt", "m": "resnet50"},
     weights=dict.fromkeys(VARIANTS, "none listed"),
-    by_hand=(
-        "No weights of the ParC hybrids are listed that a program could download. Give the path of a file: names as in "
-        "the official ConvNeXt, torchvision's ResNet and MobileNetV2 are known; those of the operator's parts are "
-        "inferred (words H or W for its half, pe for the embedding, else weight and bias)."
-    ),
+    by_hand="No weights of the ParC hybrids are listed that a program could download. Give the path of a file.",
     layouts="yolo_lightbackbones.checkpoints.layouts.parc_hybrid",
 )

@@ -1,11 +1,8 @@
-"""Names of the ParC hybrids' parameters in published code: those of their base models, and of the operator.
+"""Names of the ParC hybrids' parameters in published code: github.com/hkzhang91/ParC-Net, folder ParC_ConvNets.
 
-ConvNeXt has the names of its authors (facebookresearch/ConvNeXt), ResNet-50 those of torchvision. A MobileNetV2 is read
-by the order of its convolutions and norms within a block, which torchvision and its other implementations share.
-
-The operator's parameters (hkzhang91/ParC-Net, folder ParC_ConvNets) are known by words in their names, separated by
-dots and underscores: `H` or `W` for the half of the channels; `pe` for the position embedding, `bias` for the bias;
-what is neither is the kernel. This is inferred: nobody has published a list of the names.
+ConvNeXt has the names of its authors (facebookresearch/ConvNeXt), ResNet-50 and MobileNetV2 those of torchvision. The
+operator's two halves are called `gcc_H` and `gcc_W`, in ResNet-50 `parc_H` and `parc_W`. MobileNetV2's blocks with the
+operator have the names `pw_expand`, `bn` and `pw_linear`.
 """
 
 from __future__ import annotations
@@ -21,28 +18,13 @@ _MOBILE_DEPTHS = (2, 3, 7, 4)
 """Blocks of MobileNetV2 per stage, without the one at half the image's side."""
 
 
-def _has(word: str) -> str:
-    """A pattern that looks ahead for a word between dots, underscores and the ends of a name."""
-    return rf"(?=(?:.*[._])?{word}(?:[._]|$))"
-
-
-def _has_not(word: str) -> str:
-    return _has(word).replace("(?=", "(?!", 1)
-
-
-def _operator(ours: str) -> Iterator[Rename]:
-    """Rules for the operator's parameters, which is called `ours` within a block."""
+def _operator(theirs: str, ours: str) -> Iterator[Rename]:
+    """Rules for the operator's parameters in a block."""
     for axis, half in _AXES.items():
-        for pattern, name, theirs in (
-            (_has("pe"), "pos.weight", "pe"),
-            (_has_not("pe") + _has("bias"), "conv.bias", "bias"),
-            (_has_not("pe") + _has_not("bias"), "conv.weight", "weight"),
-        ):
-            yield Rename(
-                rf"{_BLOCK}\.{_has(axis)}{pattern}.+",
-                rf"\1.{ours}.{half}.{name}",
-                example=f"stages.2.blocks.6.conv_{axis}.{theirs}",
-            )
+        given, place = rf"{_BLOCK}\.{theirs}_{axis}", rf"\1.{ours}.{half}"
+        example = f"stages.2.blocks.6.{theirs}_{axis}"
+        yield Rename(rf"{given}\.gcc_conv\.(weight|bias)", rf"{place}.conv.\2", example=f"{example}.gcc_conv.weight")
+        yield Rename(rf"{given}\.pe", rf"{place}.pos.weight", example=f"{example}.pe")
 
 
 def _convnext_sections(keys: Collection[str]) -> Mapping[str, str]:
@@ -64,36 +46,50 @@ def _resnet_sections(keys: Collection[str]) -> Mapping[str, str]:
 
 
 def _mobile_sections(keys: Collection[str]) -> Mapping[str, str]:
-    blocks: dict[int, list[str]] = {}
+    sections = {}
     for key in keys:
-        if match := re.match(r"features\.(\d{1,3})\.", key):
-            blocks.setdefault(int(match[1]), []).append(key)
-    sections: dict[str, str] = {}
-    for number, inside in blocks.items():
-        block, parts = _mobile_block(number)
-        sections[f"features.{number}"] = block
-        layers = {key.rpartition(".")[0] for key in inside if not re.match(_has("[HW]"), key)}
-        norms = {layer for layer in layers if f"{layer}.running_mean" in keys}
-        convs = sorted(layers - norms, key=_naturally)
-        if len(convs) == 2 and len(parts) == 3:  # the third is the operator
-            sections |= {convs[0]: f"{block}.{parts[0]}.conv", convs[1]: f"{block}.{parts[2]}.conv"}
-        else:
-            sections |= {conv: f"{block}.{part}.conv" for conv, part in zip(convs, parts, strict=False)}
-        in_order = sorted(norms, key=_naturally)
-        sections |= {norm: f"{block}.{part}.norm" for norm, part in zip(in_order, parts, strict=False)}
+        if match := re.match(r"features\.(\d{1,2})\.", key):
+            number = int(match[1])
+            block = _mobile_block(number)
+            sections[f"features.{number}"] = block
+            for layer, ours in _mobile_layers(number).items():
+                sections[f"features.{number}.{layer}"] = f"{block}.{ours}"
     return sections
 
 
-def _mobile_block(number: int) -> tuple[str, tuple[str, ...]]:
-    """Our name of `features.<number>`, and of its convolutions in order."""
+def _mobile_block(number: int) -> str:
+    """Our name of `features.<number>`."""
     if number < 2:
-        return "stem", (("conv",), ("depthwise", "project"))[number]
+        return "stem"
     index = number - 2
     for stage, depth in enumerate(_MOBILE_DEPTHS):
         if index < depth:
-            return _place(stage, index), ("expand", "depthwise", "project")
+            return _place(stage, index)
         index -= depth
-    return f"features.{number}", ()  # the 1x1 convolution before the classifier, in torchvision
+    return f"features.{number}"  # the 1x1 convolution before the classifier
+
+
+def _mobile_layers(number: int) -> Mapping[str, str]:
+    """Layers in `features.<number>`, and our names of them in their block; a block has the first or the second kind."""
+    if number == 0:
+        return {"0": "conv.conv", "1": "conv.norm"}
+    middle = ["depthwise"] if number == 1 else ["expand", "depthwise"]
+    places = [
+        (f"conv.{place}.{part}", f"{ours}.{kind}")
+        for place, ours in enumerate(middle)
+        for part, kind in enumerate(("conv", "norm"))
+    ]
+    end = len(middle)
+    return {
+        **dict(places),
+        f"conv.{end}": "project.conv",
+        f"conv.{end + 1}": "project.norm",
+        "pw_expand.0": "expand.conv",
+        "pw_expand.1": "expand.norm",
+        "bn": "depthwise.norm",
+        "pw_linear.0": "project.conv",
+        "pw_linear.1": "project.norm",
+    }
 
 
 def _place(stage: int, block: int) -> str:
@@ -101,16 +97,11 @@ def _place(stage: int, block: int) -> str:
     return f"stages.{stage}.blocks.{block - 1}" if block else f"stages.{stage}.downsample"
 
 
-def _naturally(name: str) -> list[tuple[bool, int, str]]:
-    """A key to sort names by, with numbers in the order of their values."""
-    return [(part.isdigit(), int(part[:9]) if part.isdigit() else 0, part) for part in name.split(".")]
-
-
 CONVNEXT = Layout(
     "ConvNeXt",
     sections=_convnext_sections,
     rules=(
-        *_operator("token_mixer"),
+        *_operator("gcc", "token_mixer"),
         Rename(rf"{_BLOCK}\.dwconv\.(\w+)", r"\1.token_mixer.\2", example="stages.0.blocks.0.dwconv.weight"),
         Rename(rf"{_BLOCK}\.pwconv([12])\.(\w+)", r"\1.fc\2.\3", example="stages.0.blocks.0.pwconv1.bias"),
         Rename(rf"{_BLOCK}\.gamma", r"\1.layer_scale", example="stages.0.blocks.0.gamma"),
@@ -123,7 +114,7 @@ RESNET = Layout(
     "torchvision ResNet",
     sections=_resnet_sections,
     rules=(
-        *_operator("conv2.conv"),
+        *_operator("parc", "conv2.conv"),
         Rename(rf"{_BLOCK}\.conv([123])\.weight", r"\1.conv\2.conv.weight", example="stages.0.blocks.0.conv1.weight"),
         Rename(rf"{_BLOCK}\.bn([123])\.(\w+)", r"\1.conv\2.norm.\3", example="stages.0.blocks.0.bn3.bias"),
         Rename(
@@ -142,8 +133,8 @@ MOBILENETV2 = Layout(
     "MobileNetV2",
     sections=_mobile_sections,
     rules=(
-        *_operator("depthwise.conv"),
-        Drop(r"(?:features\.18|conv|classifier)\..+", example="classifier.1.weight"),
+        *_operator("gcc", "depthwise.conv"),
+        Drop(r"(?:features\.18|classifier)\..+", example="classifier.1.weight"),
     ),
 )
 
