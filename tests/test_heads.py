@@ -155,7 +155,11 @@ def test_heads_without_nms_export(name: str, tmp_path: Path) -> None:
     assert out.shape == wanted.shape
     assert out.shape[2] == 6  # box, score and class: no NMS is left to do
     assert wanted[..., 4].std() > 1e-4
-    torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out[..., 4], wanted[..., 4], rtol=1e-4, atol=1e-5)
+    # Scores that are nearly the same may come in another order; the last ones may be others.
+    scale = torch.tensor([1, 1, 1, 1, 0, 1e3])
+    found = torch.cdist(wanted[0] * scale, out[0] * scale, compute_mode="donot_use_mm_for_euclid_dist").amin(1) < 1e-2
+    assert found.float().mean() > 0.97
     assert not [node.name for node in onnx.load(exported).graph.node if node.op_type == "BatchNormalization"]
 
 
