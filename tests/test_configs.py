@@ -14,13 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from contract import randomise
-from operations import operations
+from operations import KnownShapes, operations
 from places import REPOSITORY
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import get_flops
@@ -114,21 +112,13 @@ def test_the_files_are_what_the_generator_writes(generator: ModuleType) -> None:
     assert set(YAMLS) - set(generated) == {generator.BY_HAND}
 
 
-SHAPE_KEEPING = {F.batch_norm, F.silu, F.gelu, F.hardswish, F.relu}
-
-
-class Numbers(TorchFunctionMode):
-    """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values.
-
-    Norms and activations give a tensor of their argument's shape at once; torch takes half of the time to see that.
-    """
+class Numbers(KnownShapes):
+    """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in SHAPE_KEEPING:
-            return torch.empty_like(args[0])
         if func is torch.tensor:
             kwargs = {"device": "cpu", **(kwargs or {})}
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def build(name: str, letter: str) -> Any:
