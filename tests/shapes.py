@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
+from operations import KnownShapes
 from ultralytics.nn import tasks
 
 CLASSES = {
@@ -30,21 +29,13 @@ CLASSES = {
 """Head -> the class in Ultralytics' `nn.tasks` that has its loss; `DetectionModel` for the others."""
 
 
-SHAPE_KEEPING = {F.batch_norm, F.silu, F.gelu, F.hardswish, F.relu}
-
-
-class Numbers(TorchFunctionMode):
-    """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values.
-
-    Norms and activations give a tensor of their argument's shape at once; torch takes half of the time to see that.
-    """
+class Numbers(KnownShapes):
+    """Within `torch.device("meta")`: tensors of given numbers, such as the strides of a head, have their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in SHAPE_KEEPING:
-            return torch.empty_like(args[0])
         if func is torch.tensor and isinstance(args[0], list) and len(args[0]) > 1:  # a single number is a parameter
             kwargs = {"device": "cpu", **(kwargs or {})}
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def model_of(path: str | Path) -> Any:

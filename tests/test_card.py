@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from families import LISTED
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 from ultralytics import YOLO
@@ -394,7 +395,7 @@ def row(page: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.parametrize("cls", registry.built_in(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", LISTED, ids=lambda cls: cls.__name__)
 def test_the_table_of_the_readme_is_that_of_the_card(cls: type[Backbone]) -> None:
     paper = cls.card.paper
     name, variants, *_, scales = row("README.md", f"`{cls.__name__}`")
@@ -404,7 +405,7 @@ def test_the_table_of_the_readme_is_that_of_the_card(cls: type[Backbone]) -> Non
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("cls", registry.built_in(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", LISTED, ids=lambda cls: cls.__name__)
 def test_the_tables_of_weights_say_what_the_cards_say(page: str, cls: type[Backbone]) -> None:
     *_, where = row(page, f"{cls.card.title} |")
     assert ("downloads" in where) == bool(cls.card.releases)

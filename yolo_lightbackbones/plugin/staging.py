@@ -85,6 +85,8 @@ class Staging:
     def _publish(self) -> None:
         self._refuse_truncated()
         names = sorted(path.name for path in self._new.iterdir())
+        for folder in [*self._new.rglob("__pycache__")]:  # the byte code of these scripts contains the paths as well
+            shutil.rmtree(folder)
         for file in self._new.rglob("*.py"):  # the scripts of NCNN and Paddle contain the paths of their model files
             text = file.read_bytes().decode(errors="surrogateescape")
             file.write_bytes(self.in_place(text).encode(errors="surrogateescape"))
