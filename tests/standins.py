@@ -157,8 +157,6 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys(FOLDERS_OF_CLASSES, write_classes),
     **dict.fromkeys(DETECTORS, write_detector),
     **dict.fromkeys(VIDEOS, write_video),
-    "cityscapes.yaml": write_semantic_set,
-    "nyu-depth.yaml": write_depth_set,
     "coco": write_coco,
     "repvit_m0_9_distill_450e.pth": write_published,
     "backbone.pth": write_published,
