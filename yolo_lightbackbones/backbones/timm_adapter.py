@@ -211,6 +211,7 @@ class Timm(Backbone, fusion.Fusible):
         with _default_dtype(exact):  # timm's folded layers have the default one
             reparameterize = timm_models.part("utils.model").reparameterize_model
             self.body = reparameterize(self.body.to(exact), inplace=True).eval()
+        _forget_biases(self.body)
         height, width = self.image_size or (3 * self.size_divisibility, 5 * self.size_divisibility)
         image = torch.zeros(1, self.options.in_channels, height, width, dtype=exact, device=first.device)
         seen = Observation(lambda: timm_models.maps(self.body, image, self._indices))
@@ -227,6 +228,7 @@ class Timm(Backbone, fusion.Fusible):
             self.input_norm, folded = self.input_norm.fold_into(_as_torch(conv))
             self.body.set_submodule(paths[first_conv], _as_before(folded, conv))
         self.body = self.body.to(dtype)
+        _forget_biases(self.body)
         self.input_norm = self.input_norm.to(dtype)
         self.tap_norms.fold()
         self._structure = _structure(self)
@@ -293,6 +295,13 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _forget_biases(body: nn.Module) -> None:
+    """Empty the caches of attention biases, which keep the dtype that they were computed in."""
+    for module in body.modules():
+        if isinstance(cache := getattr(module, "attention_bias_cache", None), dict):
+            cache.clear()
 
 
 def _is_linear(conv: nn.Conv2d) -> bool:
