@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yolo_lightbackbones import timm_catalogue
 from yolo_lightbackbones.backbone import Backbone, Options
 
 FAMILY = "Timm"
@@ -88,9 +89,7 @@ def needed_options(family: type[Backbone], variant: str) -> dict[str, Any]:
     """
     if not family.is_open:
         return {}
-    from yolo_lightbackbones import timm_models  # imports torch, which names of files do without
-
-    side = timm_models.image_side(variant)
+    side = timm_catalogue.image_side(variant)
     tried: list[dict[str, Any]] = [{}, {"imgsz": side}, {"pyramid": "simple"}, {"pyramid": "simple", "imgsz": side}]
     errors = []
     for options in tried:
