@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import resource
 import selectors
@@ -29,6 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from yolo_lightbackbones import timm_catalogue
 from yolo_lightbackbones.writing import write_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -81,19 +83,8 @@ def smallest(names: Sequence[str]) -> tuple[str, int]:
 
 
 def parameters(name: str) -> int:
-    """Parameters of a model of timm, built without memory and without the time that drawing random weights takes."""
-    import timm
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    draws = {getattr(torch.Tensor, f"{draw}_") for draw in ("uniform", "normal", "erfinv", "mul", "add", "clamp")}
-
-    class Undrawn(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return args[0] if func in draws else func(*args, **(kwargs or {}))
-
-    with torch.device("meta"), Undrawn():
-        return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    """Parameters of a model of timm."""
+    return sum(parameter.numel() for parameter in timm_catalogue.without_values(name).parameters())
 
 
 # --- one model --------------------------------------------------------------------------------------------------------
@@ -151,13 +142,8 @@ def suggested(refusal: str) -> dict[str, Any]:
 
 def reported_reductions(name: str) -> list[int]:
     """The reductions that timm itself reports, none if it does not say."""
-    import timm
-    import torch
-
-    with torch.device("meta"), contextlib.suppress(Exception):
-        net = timm.create_model(name)
-        infos: Any = getattr(net, "feature_info", None) or timm.create_model(name, features_only=True).feature_info
-        return sorted({int(info["reduction"]) for info in getattr(infos, "info", infos)})
+    with contextlib.suppress(Exception):  # of a model that cannot be built
+        return sorted({info["reduction"] for info in timm_catalogue.reported(timm_catalogue.without_values(name))})
     return []
 
 
@@ -243,8 +229,8 @@ def work() -> None:
     import torch
 
     torch.set_num_threads(1)
-    out = sys.stdout
-    sys.stdout = sys.stderr
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
         architecture, names = json.loads(line)
         row: Row = {"name": names[0], "reductions": []}

@@ -126,7 +126,7 @@ def test_a_detector_starts_from_the_weights_and_trains(
     (data := tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images\nval: images\nnames: [coffee, cat]\n")
     options = {"epochs": 2, "batch": 2, "imgsz": 64, "workers": 0, "amp": False, "plots": False, "warmup_epochs": 0}
     losses = []
-    detector.add_callback("on_train_epoch_end", lambda trainer: losses.append(float(trainer.loss)))
+    detector.add_callback("on_train_epoch_end", lambda trainer: losses.append(float(trainer.loss.detach())))
     detector.train(data=str(data), project=str(tmp_path), name="run", val=False, device="cpu", **options)
     assert len(losses) == 2
     assert np.isfinite(losses).all()

@@ -22,7 +22,7 @@ from ultralytics.utils import torch_utils
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS
 from yolo_lightbackbones.cli import models
-from yolo_lightbackbones.configs import finding, writer
+from yolo_lightbackbones.configs import finding, timm_series, writer
 from yolo_lightbackbones.configs.necks import LEVELS, NECKS
 from yolo_lightbackbones.writing import write_text
 
@@ -90,6 +90,8 @@ def all_models() -> Iterator[Model]:
                 continue
             yield Model(writer.file_name(neck, levels, task, family), family, neck, levels, task)
         yield Model(f"{family}-cls.yaml", family, writer.CLASSIFIER_NECK, P3_P5, "classify")
+    for series in timm_series.SERIES:
+        yield Model(writer.file_name("yolo11", P3_P5, "detect", series), series, "yolo11")
 
 
 def figures(model: Model) -> dict[str, str]:
@@ -107,7 +109,9 @@ def figures(model: Model) -> dict[str, str]:
 
 
 def letters(family: str) -> list[str]:
-    """The scale letters of a family."""
+    """The scale letters of a family, or of a series of timm's models."""
+    if series := timm_series.SERIES.get(family):
+        return list(series.letters)
     return next(list(cls.card.letters) for cls in registry.built_in() if cls.family == family)
 
 

@@ -30,7 +30,9 @@ def errors_for_users() -> Iterator[None]:
         yield
     except BrokenPipeError:  # the reader of our output has closed it
         raise
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
+            raise  # a mistake of ours; for packages that are optional, our sentence says what to install
         messages().print(f"Error: {printable_lines(error)}", markup=False)
         raise typer.Exit(1) from error
 

@@ -1,6 +1,7 @@
 """Values that the shell offers when the Tab key is pressed; if none of them fits, it offers files.
 
-Names of YAMLs need no import. Names of backbones need the families, which import torch: this takes a moment.
+Names of YAMLs need no import, and timm's names are read from its source files. Names of backbones need the families,
+which import torch: this takes a moment.
 """
 
 from __future__ import annotations
@@ -13,19 +14,37 @@ def families(incomplete: str) -> list[str]:
     return _fitting([cls.family for cls in registry.families().values()], incomplete)
 
 
+TIMM = "timm/"
+"""Start of the names of timm's models."""
+
+
+def timm_names(incomplete: str) -> list[str]:
+    """Full names of timm's models, `timm/resnet18`, once `timm/` is there: they are more than a thousand."""
+    from yolo_lightbackbones import timm_catalogue
+
+    if not incomplete.startswith(TIMM):
+        return _fitting([TIMM], incomplete) if incomplete else []
+    return _fitting([f"{TIMM}{name}" for name in timm_catalogue.names_in_sources()], incomplete)
+
+
 def variants(incomplete: str) -> list[str]:
-    """Full names of backbones: `edgevit_xxs`."""
+    """Full names of backbones: `edgevit_xxs`, `timm/resnet18`."""
+    if incomplete.startswith(TIMM):
+        return timm_names(incomplete)
     from yolo_lightbackbones.registry import list_backbones
 
-    return _fitting(list_backbones(), incomplete)
+    return [*_fitting(list_backbones(), incomplete), *timm_names(incomplete)]
 
 
 def backbones(incomplete: str) -> list[str]:
-    """Families with scale letters, and variants: `edgevit`, `edgevit_xxs`."""
+    """Families with scale letters, series of timm's models, and variants: `edgevit`, `swin`, `edgevit_xxs`."""
+    if incomplete.startswith(TIMM):
+        return timm_names(incomplete)
     from yolo_lightbackbones import registry
+    from yolo_lightbackbones.configs.timm_series import SERIES
 
     with_letters = [cls.family for cls in registry.families().values() if cls.card.letters]
-    return [*_fitting(with_letters, incomplete), *variants(incomplete)]
+    return [*_fitting([*with_letters, *SERIES], incomplete), *variants(incomplete)]
 
 
 def published_weights(incomplete: str) -> list[str]:

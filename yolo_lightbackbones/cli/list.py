@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from yolo_lightbackbones.cli import completion
+from yolo_lightbackbones.cli import completion, list_timm
 from yolo_lightbackbones.cli.common import (
     IMAGE_SIZE_HELP,
     UserError,
@@ -35,6 +35,10 @@ def list_backbones(
         str | None,
         typer.Option("--family", help="List only one family, such as repvit.", autocompletion=completion.families),
     ] = None,
+    timm: Annotated[
+        str | None,
+        typer.Option("--timm", help="List timm's models with such names instead: 'convnext', 'mobilenetv4_conv_*'."),
+    ] = None,
     imgsz: Annotated[str, typer.Option("--imgsz", help=IMAGE_SIZE_HELP)] = "640",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else, on stdout.")
@@ -44,6 +48,9 @@ def list_backbones(
 
     Parameters and multiply-adds are of the backbone only: its stem and stages.
     """
+    if timm is not None:
+        list_timm.list_models(timm, family=family, as_json=as_json)
+        return
     with errors_for_users():
         size = image_size(imgsz)
         chosen = _families(family)

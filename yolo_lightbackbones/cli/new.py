@@ -23,7 +23,8 @@ def new(
         typer.Option(
             "--backbone",
             "-b",
-            help="A variant (repvit_m1_0), or a family (repvit): the scale letter then picks the variant.",
+            help="A variant (repvit_m1_0, timm/resnet18), or a family (repvit) or series of timm's models (convnext): "
+            "the scale letter then picks the variant.",
             autocompletion=completion.backbones,
         ),
     ],
@@ -78,7 +79,8 @@ def new(
     at = f"at scale {letter}: {parameters:,} parameters, strides {', '.join(map(str, strides))}"
     console.print(f"Wrote {output}, {at}. What it costs: lightbackbones info {shlex.quote(str(output))}", markup=False)
     verb = "" if task == "detect" else f"{task} "
-    console.print(f"Train it: yolo {verb}train model={shlex.quote(str(output))} data=...", markup=False)
+    size = f" imgsz={side}" if (side := _image_side(text)) else ""
+    console.print(f"Train it: yolo {verb}train model={shlex.quote(str(output))} data=...{size}", markup=False)
 
 
 def _check_name(output: Path, neck: str, task: str) -> None:
@@ -107,6 +109,14 @@ def _check_name(output: Path, neck: str, task: str) -> None:
                 f"Ultralytics takes a file with {other!r} in its name for another class of model than "
                 f"{NECKS[neck].title}, and the output is {output.name}. Choose another name."
             )
+
+
+def _image_side(text: str) -> int | None:
+    """The option `imgsz` of the backbone row; None if it takes images of any size."""
+    import yaml
+
+    args = yaml.safe_load(text)["backbone"][0][3]
+    return args[1].get("imgsz") if len(args) == 2 else None
 
 
 def _build(text: str, output: Path) -> tuple[str, int, list[int]]:

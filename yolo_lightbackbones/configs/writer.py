@@ -12,7 +12,7 @@ from typing import Any
 
 from yolo_lightbackbones import registry
 from yolo_lightbackbones.backbone import TAPS, Backbone
-from yolo_lightbackbones.configs import finding
+from yolo_lightbackbones.configs import finding, timm_series
 from yolo_lightbackbones.configs.necks import EXTRA_LEVEL, NECKS, TASKS, Neck
 from yolo_lightbackbones.configs.wiring import Line, classifier, detector, reduction
 from yolo_lightbackbones.messages import flow, listed, quoted
@@ -51,6 +51,7 @@ CLASSIFIER_NECK = "yolo26"
 
 def file_name(neck: str, levels: Sequence[str], task: str, family: str) -> str:
     """Name of a YAML, such as `yolov8-p2_repvit.yaml`: Ultralytics' name for neck and head, then the backbone."""
+    family = family.rpartition("/")[2].partition(".")[0]  # timm/NAME.TAG
     if task == "classify":
         return f"{CLASSIFIER_NECK}-cls_{family}.yaml"
     extra = "-p2" * (TAPS[0] in levels) + "-p6" * (EXTRA_LEVEL in levels)
@@ -70,8 +71,9 @@ def write(
     """Make the text of a model YAML.
 
     Args:
-        backbone: a family (`"repvit"`: the scale letter picks the variant) or one variant (`"repvit_m1_0"`: the same
-            at every letter, which then scales only the neck).
+        backbone: a family or a series of timm's models (`"repvit"`, `"convnext"`: the scale letter picks the variant)
+            or one variant (`"repvit_m1_0"`, `"timm/resnet18"`: the same at every letter, which then scales only the
+            neck).
         neck: one of `NECKS`; a classifier uses its scale letters and none of its rows.
         levels: two or more consecutive levels, shallow to deep. P6 is made by the neck.
         task: one of `TASKS`.
@@ -83,7 +85,7 @@ def write(
         ValueError: for an unknown backbone, neck, task or scale, a task that the neck has no head for, or levels that
             do not fit, with what is allowed.
     """
-    module, variants, options, title, source = _resolve(backbone)
+    module, variants, title, source, options = _resolve(backbone)
     if neck not in NECKS:
         raise ValueError(f"There is no neck {neck!r}. Allowed: {', '.join(NECKS)}.")
     if task not in TASKS:
@@ -106,13 +108,13 @@ def write(
             raise ValueError(f"There is no scale {scale!r} of {backbone}. Allowed: {', '.join(letters)}.")
         letters = [scale]
         if isinstance(variants, Mapping):
-            module, variants, options, title, source = _resolve(f"{backbone}_{variants[scale]}")
+            module, variants, title, source, options = _resolve(_one_of(module, variants[scale]))
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
     comments = dict(SETTINGS)
     named = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
     row = [module, [named, *([options] if options else [])]]
-    with_backbone = f"with {'an' if title[0] in 'AEIO' else 'a'} {title} backbone{source}"
+    with_backbone = f"with {'an' if title[0] in 'AEIOaeio' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
         what = f"Image classification {with_backbone}: pretrains the backbone on folders of images"
@@ -130,11 +132,11 @@ def write(
         "# yolo_lightbackbones, AGPL-3.0 licence",
         "",
         f"# {what}",
-        *_commands(name, task, letters, backbone, neck),
+        *_commands(name, task, letters, backbone, neck, imgsz=options.get("imgsz")),
         "",
         "# Parameters",
         *(f"{key}: {_flow(value)} # {comments[key]}" for key, value in settings.items()),
-        *_scales(chosen, letters, variants, title, figures or {}),
+        *_scales(module, chosen, letters, variants, title=title, figures=figures or {}),
         "",
         f"# {title} backbone",
         "backbone:",
@@ -149,7 +151,13 @@ def write(
 
 
 def _scales(
-    neck: Neck, letters: Sequence[str], variants: Mapping[str, str] | str, title: str, figures: Mapping[str, str]
+    module: str,
+    neck: Neck,
+    letters: Sequence[str],
+    variants: Mapping[str, str] | str,
+    *,
+    title: str,
+    figures: Mapping[str, str],
 ) -> list[str]:
     """Lines of the `scales:` of a model YAML, with the variant and the figures of each letter as a comment."""
     if len(letters) == 1:
@@ -161,45 +169,57 @@ def _scales(
     lines.append("  # [depth, width, max_channels]")
     for letter in letters:
         depth, width, limit = neck.scales[letter]
-        said = [f"{title}-{_shown(variants[letter])}"] if isinstance(variants, Mapping) else []
+        said = [_called(module, title, variants[letter])] if isinstance(variants, Mapping) else []
         said += [figures[letter]] if letter in figures else []
         lines.append(f"  {letter}: [{depth:.2f}, {width:.2f}, {limit}]" + (f" # {', '.join(said)}" if said else ""))
     return lines
 
 
-def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, Mapping[str, str], str, str]:
-    """Module, variant or variants by letter, options of the row, title and paper of a family or a variant.
+def _resolve(backbone: str) -> tuple[str, Mapping[str, str] | str, str, str, dict[str, Any]]:
+    """Module, variant or variants by letter, title, paper and options of a family, a series or a variant.
 
     Raises:
-        ValueError: for a name that is neither, an unknown variant, or a family whose card has no scale letters.
+        ModuleNotFoundError: for a model of timm, if timm is not installed.
+        ValueError: for a name that is none of them, an unknown variant, or a family whose card has no scale letters.
     """
     by_family = {cls.family: cls for cls in registry.families().values()}
-    family = by_family.get(backbone.strip().lower())
+    wanted = backbone.strip().lower()
+    if series := timm_series.SERIES.get(wanted):
+        return timm_series.FAMILY, series.letters, series.title, f" of timm (arXiv {series.paper})", {}
+    family = by_family.get(wanted)
     if family is not None:
         if not family.card.letters:
+            choose = family.choices() if family.is_open else listed(registry.list_backbones(family.family), 100)
             raise ValueError(
                 f"The card of {family.card.title} has no variants for scale letters. Choose a variant: "
-                f"{listed(registry.list_backbones(family.family), 100)}."
+                f"{family.full_name(choose) if family.is_open else choose}."
             )
-        return family.__name__, family.card.letters, {}, family.card.title, _paper(family)
+        return family.__name__, family.card.letters, family.card.title, _paper(family), {}
     found = registry.find(backbone)
     if found is not None:
         cls, variant = found
-        plain = "pyramid" in cls.row_options and len(cls.offered_taps(variant)) == 1
-        options = {"pyramid": "simple"} if plain else {}
-        return cls.__name__, variant, options, f"{cls.card.title}-{_shown(variant)}", _paper(cls)
+        needed = timm_series.needed_options(cls, variant)
+        return cls.__name__, variant, _called(cls.__name__, cls.card.title, variant), _paper(cls), needed
     with_letters = [name for name, cls in by_family.items() if cls.card.letters]
+    others = "".join(f", or {cls.full_name(cls.choices())}" for cls in by_family.values() if cls.is_open)
     raise ValueError(
-        f"There is no backbone {quoted(backbone)}. Allowed: a family ({', '.join(with_letters)}), or a variant: "
-        f"{listed(registry.list_backbones(), 100)}."
+        f"There is no backbone {quoted(backbone)}. Allowed: a family ({', '.join(with_letters)}), a series of timm's "
+        f"models ({', '.join(timm_series.SERIES)}), or a variant: {listed(registry.list_backbones(), 100)}{others}."
     )
 
 
+def _one_of(module: str, variant: str) -> str:
+    """Full name of a variant."""
+    return registry.families()[module].full_name(variant)
+
+
 def _paper(family: type[Backbone]) -> str:
+    if family.is_open:
+        return f" of {family.card.title}"
     return f" (arXiv {family.card.paper})" if family.card.paper else ""
 
 
-def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck: str) -> list[str]:
+def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck: str, *, imgsz: Any) -> list[str]:
     """Comments with the commands that use the file."""
     small = finding.scaled_name(name, letters[0])
     if small == name and (task == "classify" or len(NECKS[neck].scales) == 1):
@@ -211,7 +231,8 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck:
         choice = f"    # {', '.join(letters[:-1])} or {letters[-1]}; without a letter: {letters[0]}"
     verb = "" if task == "detect" else f"{task} "
     kept = " project=$PWD name=pretrain exist_ok=True" if task == "classify" else ""  # where the next line looks for it
-    lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{kept}{choice}"]
+    size = f" imgsz={imgsz}" if imgsz else ""
+    lines = [f"# yolo {verb}train model={small} data={EXAMPLE_DATA[task]}{size}{kept}{choice}"]
     if task == "classify":
         detector_file = file_name("yolov5", TAPS[1:], "detect", backbone)
         if finding.find_config(detector_file) is None:  # a variant, or somebody else's family
@@ -221,9 +242,11 @@ def _commands(name: str, task: str, letters: Sequence[str], backbone: str, neck:
     return lines
 
 
-def _shown(variant: str) -> str:
-    """A short variant as the papers write it, `m0_9` -> `M0.9`; a name of its own, `resnet50`, as it is."""
-    return variant.upper().replace("_", ".") if len(variant) <= LONGEST_LETTERS else variant
+def _called(module: str, title: str, variant: str) -> str:
+    """A variant as its paper writes it, `RepViT-M0.9` for `m0_9`; one with a name of its own, `resnet50`, by that."""
+    if registry.families()[module].is_open:
+        return variant
+    return f"{title}-{variant.upper().replace('_', '.') if len(variant) <= LONGEST_LETTERS else variant}"
 
 
 def _line(line: Line) -> str:
