@@ -17,7 +17,7 @@ from yolo_lightbackbones import create_backbone, fuse
 from yolo_lightbackbones.adapters import Encoder, NamedMaps
 
 EXAMPLES = REPOSITORY / "examples"
-DILATED = ("repvit_m0_6", "parcnet_xs")
+DILATED = ("repvit_m0_6", "parcnet_xs", "parc_mobilenetv2")
 """Their downsampling is by convolutions with odd kernels; that of the others is by 2x2 patches."""
 
 

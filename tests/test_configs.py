@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from contract import randomise
+from meta_models import Numbers, shape_of
 from operations import operations
 from places import REPOSITORY
-from shapes import Numbers, shape_of
 from torch import Tensor, nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -340,7 +340,7 @@ def test_no_name_leads_out_of_our_folder(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("yolo11n-RepViT.yaml", "There is no YAML yolo11n-RepViT.yaml. Did you mean yolo11n_repvit.yaml? All "),
         ("runs/YOLO11N_RepViT.yml", "Did you mean yolo11n_repvit.yaml?"),
-        ("yolo12n_repvit.yaml", "Did you mean yolo26n_repvit.yaml or "),
+        ("yolo13n_repvit.yaml", "Did you mean yolo12n_repvit.yaml or "),
         ("repvit_few_image.yaml", "Did you mean repvit_few_images.yaml"),
         ("yolov8n-edgevit.yaml", "Did you mean yolov8n_edgevit.yaml?"),
         ("yolo11_parc-net.yaml", "Did you mean yolo11_parcnet.yaml?"),

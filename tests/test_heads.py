@@ -20,7 +20,7 @@ import pytest
 import standins
 import torch
 from contract import randomise
-from shapes import shape_of
+from meta_models import shape_of
 from torch import Tensor, nn
 from typer.testing import CliRunner
 from ultralytics import RTDETR, YOLO, YOLOE, YOLOWorld

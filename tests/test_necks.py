@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ultralytics
 import yaml
-from shapes import reductions, shape_of
+from meta_models import reductions, shape_of
 
 from yolo_lightbackbones.configs import writer
 from yolo_lightbackbones.configs.necks import LEVELS, NECKS, TASKS

@@ -181,27 +181,81 @@ def survey(name: str, size: tuple[int, int] | None, *, plain: bool = False) -> S
                 f"{name} has only maps at a reduction of {reductions[0]}; a backbone needs several. Make them from it "
                 "with the option pyramid: simple."
             )
-        divisor = max(32, *(2 ** int(tap[1:]) for tap in levels))
-        height, width = tuple(net.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
+        own = tuple(net.pretrained_cfg.get("input_size") or (3, 224, 224))[1:]
+        least = max(32, *(2 ** int(tap[1:]) for tap in levels))
+        divisor = _divisor(name, net, levels, least)
+        if divisor is not None and size is not None:
+            raise ValueError(f"{name} takes images of any size; leave imgsz out.")
+        if divisor is None:
+            divisor = least
+            net, arguments = _of_one_size(name, arguments, levels, size, own=own, divisor=divisor)
+    return Survey(levels, arguments, size, divisor, _convention(net.pretrained_cfg))
+
+
+def _divisor(name: str, net: Any, levels: Mapping[str, tuple[int, int]], least: int) -> int | None:
+    """What height and width must be multiples of, `least` or twice that; None for a model of one size.
+
+    MobileViTv2 cuts its maps at 1/32 into patches of 2 x 2, and so gives larger ones for odd sizes.
+
+    Raises:
+        ValueError: if the maps have other shapes than timm says.
+    """
+    misfits = []
+    for divisor in (least, 2 * least):
         try:
             for sides in ((3 * divisor, 5 * divisor), (5 * divisor, 2 * divisor)):
                 _check_maps(name, net, levels, sides)
-        except _OneSizeError as error:
-            if size is None:
-                raise ValueError(f"{name} is built for images of one size; say which: imgsz: {height}.") from error
+        except _OneSizeError:
+            return None
+        except ValueError as error:
+            misfits.append(error)
         else:
-            if size is not None:
-                raise ValueError(f"{name} takes images of any size; leave imgsz out.")
-        if size is not None:
-            given = f"imgsz is {size[0]} x {size[1]}"
-            if size[0] % divisor or size[1] % divisor:
-                raise ValueError(f"{given}; {name} needs multiples of {divisor}, and its own is {height} x {width}.")
-            net, arguments = _accepted(name, {**arguments, OTHER_SIZE: size})
-            try:
-                _check_maps(name, net, levels, size)
-            except _OneSizeError as error:
-                raise ValueError(f"{given}; {name} does not work with it. Its own is {height} x {width}.") from error
-    return Survey(levels, arguments, size, divisor, _convention(net.pretrained_cfg))
+            return divisor
+    raise misfits[0]
+
+
+def _of_one_size(
+    name: str,
+    arguments: dict[str, Any],
+    levels: Mapping[str, tuple[int, int]],
+    size: tuple[int, int] | None,
+    *,
+    own: tuple[int, ...],
+    divisor: int,
+) -> tuple[Any, dict[str, Any]]:
+    """Build a model for images of one size; return it and its arguments.
+
+    Args:
+        name: its name.
+        arguments: the other arguments that it takes.
+        levels: tap -> (index, channels).
+        size: height and width; None to have the error say which size to write.
+        own: height and width of the variant.
+        divisor: what height and width must be multiples of.
+
+    Raises:
+        ValueError: if there is no size, or a wrong one.
+    """
+    height, width = size or (-(-own[0] // divisor) * divisor, -(-own[1] // divisor) * divisor)
+    if height % divisor or width % divisor:
+        raise ValueError(
+            f"imgsz is {height} x {width}; {name} needs multiples of {divisor}, and its own is {own[0]} x {own[1]}."
+        )
+    net, arguments = _accepted(name, {**arguments, OTHER_SIZE: (height, width)})
+    try:
+        _check_maps(name, net, levels, (height, width))
+    except _OneSizeError as error:
+        if size is None or size == own:
+            raise ValueError(
+                f"{name} cannot be a backbone: it is built for images of {own[0]} x {own[1]}, and gives no maps for "
+                f"{height} x {width}, the next multiples of {divisor}."
+            ) from error
+        raise ValueError(
+            f"imgsz is {height} x {width}; {name} does not work with it. Its own is {own[0]} x {own[1]}."
+        ) from error
+    if size is None:
+        raise ValueError(f"{name} is built for images of one size; say which: imgsz: {height}.")
+    return net, arguments
 
 
 def _infos(model: Any) -> list[dict[str, Any]]:
