@@ -109,8 +109,8 @@ def write(
             module, variants, title, source, options = _resolve(_one_of(module, variants[scale]))
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
-    row = [module, [{key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants]]
-    row[1] += [options] if options else []
+    wanted = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
+    row: list[Any] = [module, [wanted, options] if options else [wanted]]
     with_backbone = f"with {'an' if title[0] in 'AEIOaeio' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
