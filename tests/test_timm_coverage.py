@@ -60,7 +60,6 @@ def test_nine_of_ten_work_and_none_fails() -> None:
 def test_a_model_is_measured(name: str, kind: str, options: dict[str, Any] | None, coverage: ModuleType) -> None:
     pytest.importorskip("timm", reason="the script measures timm: pip install timm")
     pytest.importorskip("onnxruntime", reason="the script runs ONNX files: pip install onnxruntime")
-    pytest.importorskip("onnxscript", reason="torch writes ONNX files with it: pip install onnxscript")
     row = coverage.measure(name, coverage.parameters(name), export=name == "test_resnet")
     assert coverage.kind_of(row) == kind
     assert row.get("options") == options

@@ -112,8 +112,8 @@ def write(
     name = name or file_name(neck, levels, task, backbone)
     settings: dict[str, Any]
     comments = dict(SETTINGS)
-    named = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
-    row = [module, [named, *([options] if options else [])]]
+    wanted = {key: variants[key] for key in letters} if isinstance(variants, Mapping) else variants
+    row: list[Any] = [module, [wanted, options] if options else [wanted]]
     with_backbone = f"with {'an' if title[0] in 'AEIOaeio' else 'a'} {title} backbone{source}"
     if task == "classify":
         trunk, head = classifier(row)
