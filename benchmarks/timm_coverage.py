@@ -315,7 +315,7 @@ KINDS = {
     "failed": "They fail",
 }
 BEFORE = {
-    "any size": "Height and width are multiples of 32 (of 64, where the maps go to 1/64).",
+    "any size": "Height and width are multiples of 32 (of 64 for MobileViTv2, and where the maps go to 1/64).",
     "one size": "The row says the size, as `imgsz: 224` or `imgsz: [224, 320]`; other images are refused. The size in "
     "the table is the one of timm's weights; most of these can be built for others.",
     "pyramid": "They have maps of one size, as ViTs have; P2 to P5 are made from the last one.",

@@ -199,6 +199,16 @@ def test_any_size(name: str) -> None:
         backbone(torch.empty(1, 3, 65, 64))
 
 
+def test_sides_are_multiples_of_what_the_maps_need() -> None:
+    """MobileViTv2's maps at 1/32 are cut into patches of 2 x 2; LeViT has maps at 1/64, and was trained at 224."""
+    with torch.device("meta"):
+        assert Timm("mobilevitv2_050").size_divisibility == 64
+        assert Timm("mobilevit_xxs").size_divisibility == 32
+        with pytest.raises(ValueError, match="levit_128s is built for images of one size; say which: imgsz: 256"):
+            Timm("levit_128s", taps=None)
+        assert Timm("levit_128s", taps=None, imgsz=256).image_size == (256, 256)
+
+
 def test_one_size() -> None:
     backbone = build("test_coatnet")
     assert backbone.image_size == (160, 160)
