@@ -4,7 +4,7 @@
     python benchmarks/timm_coverage.py --again NAME ...    # these models again; without names, all
     python benchmarks/timm_coverage.py --check             # fails if docs/timm.md is not what docs/timm.json says
 
-Tests run it for two models and check the page; the whole takes half an hour.
+No test runs these: they take half an hour; tests/test_timm_coverage.py runs two models and checks the page.
 
 Writes docs/timm.json and docs/timm.md. An architecture is a module of timm and the first word of the names in it,
 without the digits of a size: `resnet` for resnet18 and resnet50. The variant with the fewest parameters stands for it.

@@ -90,7 +90,7 @@ def test_without_timm_a_sentence_says_what_to_install(monkeypatch: pytest.Monkey
     for arguments in (["list", "--timm", "x"], ["info", "timm/resnet18"], ["new", "-b", "timm/resnet18", "-o", file]):
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "pip install 'yolo-lightbackbones[timm]'" in " ".join(result.output.split()), arguments
+        assert "pip install 'timm>=1.0.16'" in " ".join(result.output.split()), arguments
     assert not file.exists()
 
 

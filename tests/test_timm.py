@@ -323,7 +323,7 @@ sys.modules["timm"] = None
 try:
     registry.create_backbone("timm/resnet18")
 except ModuleNotFoundError as error:
-    assert "pip install 'yolo-lightbackbones[timm]'" in str(error), error
+    assert "pip install 'timm>=1.0.16'" in str(error), error
 else:
     raise SystemExit("no error without timm")
 """

@@ -128,7 +128,7 @@ except row.ConfigError as error:
     assert said.startswith(
         "my.yaml, row 0 [-1, 1, Timm, [resnet18]]: Timm rows and timm/NAME backbones need the package timm"
     )
-    assert "pip install 'yolo-lightbackbones[timm]'" in said
+    assert "pip install 'timm>=1.0.16'" in said
 
 
 # --- detectors --------------------------------------------------------------------------------------------------------

@@ -93,8 +93,7 @@ def part(name: str) -> ModuleType:
         return importlib.import_module(f"timm.{name}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Timm rows and timm/NAME backbones need the package timm. Install it: pip install "
-            "'yolo-lightbackbones[timm]'",
+            "Timm rows and timm/NAME backbones need the package timm. Run: pip install 'timm>=1.0.16'",
             name=error.name,
         ) from error
 
