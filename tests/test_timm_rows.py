@@ -101,7 +101,7 @@ def test_the_row_is_the_same_in_a_table_of_layers_and_in_the_checkpoint() -> Non
         ),
         ("test_coatnet", (), "test_coatnet is built for images of one size; say which: imgsz: 160"),
         ("test_coatnet, {imgsz: [160, 150]}", (), "imgsz is 160 x 150; test_coatnet needs multiples of 32"),
-        ("shvit_s1", ("P3", "P4"), r"Timm has no tap P3\. Allowed, one of: P4, P5, P6"),
+        ("shvit_s1", ("P3", "P4"), r"timm/shvit_s1 has no tap P3\. Allowed, one of: P4, P5, P6"),
         ("vit_tiny_patch16_224", ("P4",), "has only maps at a reduction of 16"),
         ("5", (), "the variant is 5; it must be a name out of NAME, a model of timm"),
         ("", (), r"0 arguments; Timm takes a variant, .* for example \[mobilenetv4_conv_small\]"),

@@ -112,7 +112,9 @@ class _Backbone:
         offered = _offered_taps(row, family, variant, _resolve(row, family, variant, options))
         self.row, self.family, self.variant, self.options = row, family, variant, options
         self.taps, self.channels = tuple(offered), tuple(offered.values())
-        self.hint = family.pyramid_hint(self.taps, options.get("pyramid", "none"))
+        hint = family.pyramid_hint(self.taps, options.get("pyramid", "none"))
+        name = variant if family.is_open else row.module  # "Timm has no tap P3" would blame all of its models
+        self.offer = tap_rows.Offer(row.number, name, self.taps, self.channels, hint)
         self.used: set[int] = set()
 
     @property
@@ -129,7 +131,7 @@ def _positions(rows: Sequence[Row], backbones: Mapping[int, _Backbone]) -> dict[
     found = {}
     for row in rows:
         for backbone in backbones.values():
-            position = tap_rows.tap_position(row, backbone.row, backbone.taps, backbone.channels, backbone.hint)
+            position = tap_rows.tap_position(row, backbone.offer)
             if position is not None:
                 found[row.number] = backbone, position
                 backbone.used.add(position)

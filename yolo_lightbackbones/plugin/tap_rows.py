@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.messages import flow, quoted
@@ -10,10 +11,27 @@ from yolo_lightbackbones.plugin import hints
 from yolo_lightbackbones.plugin.row import INDEX, TAP, Row
 
 
-def tap_position(row: Row, backbone: Row, taps: Sequence[str], channels: Sequence[int], hint: str) -> int | None:
-    """Index of the output of a backbone that a row takes; None for a row that takes none of it.
+@dataclass(frozen=True)
+class Offer:
+    """What a backbone row offers to the rows behind it.
 
-    `hint` is added to the error about a tap that the backbone does not have.
+    Args:
+        number: number of the backbone's row.
+        name: name of the backbone for error messages.
+        taps: all taps, shallow to deep.
+        channels: channels of each tap.
+        hint: a sentence to add to the error about a tap that it does not have, or an empty text.
+    """
+
+    number: int
+    name: str
+    taps: tuple[str, ...]
+    channels: tuple[int, ...]
+    hint: str
+
+
+def tap_position(row: Row, backbone: Offer) -> int | None:
+    """Index of the output of a backbone that a row takes; None for a row that takes none of it.
 
     Raises:
         ConfigError: for a tap that the backbone lacks, and for a row that takes all of its maps.
@@ -25,18 +43,21 @@ def tap_position(row: Row, backbone: Row, taps: Sequence[str], channels: Sequenc
     if row.module == TAP:
         if not is_whole(row.repeats) or row.repeats != 1:
             raise row.error(f"repeats is {quoted(row.repeats)}; a tap cannot be repeated: write 1.")
-        if len(row.args) != 1 or row.args[0] not in taps:
+        if len(row.args) != 1 or row.args[0] not in backbone.taps:
             given = flow(row.args[0] if len(row.args) == 1 else row.args)
-            raise row.error(f"{backbone.module} has no tap {given}. Allowed, one of: {', '.join(taps)}.{hint}")
-        return taps.index(row.args[0])
+            raise row.error(
+                f"{backbone.name} has no tap {given}. Allowed, one of: {', '.join(backbone.taps)}.{backbone.hint}"
+            )
+        return backbone.taps.index(row.args[0])
     if row.module != INDEX or row.sources != [backbone.number]:
         if meant := hints.spelt(row.module, [TAP]):
             raise row.error(meant)
         raise row.error(
             f"{flow(row.module, 80)} takes its input from the backbone (row {backbone.number}), which gives a list of "
-            f"maps. Put a row [{backbone.number}, 1, Tap, [{taps[-1]}]] between them, and take its input from there."
+            f"maps. Put a row [{backbone.number}, 1, Tap, [{backbone.taps[-1]}]] between them, and take its input from "
+            "there."
         )
-    return _index_position(row, taps, channels)
+    return _index_position(row, backbone.taps, backbone.channels)
 
 
 def _index_position(row: Row, taps: Sequence[str], channels: Sequence[int]) -> int:
