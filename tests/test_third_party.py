@@ -104,7 +104,7 @@ def test_it_is_listed_described_and_compared(run: Run) -> None:
 def test_its_names_are_completed(run: Run) -> None:
     for line, expected in (
         ("lightbackbones new --backbone sep", ["sepnet", "sepnet_n", "sepnet_s"]),
-        ("lightbackbones info yolo11n_s", ["yolo11n_sepnet.yaml"]),
+        ("lightbackbones info yolo11n_se", ["yolo11n_sepnet.yaml"]),
         ("lightbackbones list --family sep", ["sepnet"]),
     ):
         words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
