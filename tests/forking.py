@@ -17,7 +17,8 @@ import sys
 
 HEAVY = (
     *("torch", "torchvision", "torch.utils.flop_counter", "numpy", "cv2", "PIL.Image", "scipy", "matplotlib.pyplot"),
-    *("requests", "yaml", "typer", "rich.table", "rich.progress"),
+    *("requests", "yaml", "rich.table", "rich.progress", "polars"),
+    *("typer", "typer._adapters"),  # the second, where a version has it, is imported when a command is called
 )
 READ_AT_START = ("PYTHON", "OMP_", "MKL_", "MPL", "YOLO_LIGHTBACKBONES_AUTOLOAD", "LD_")
 """What the names of variables begin with that are read before a command is."""
@@ -28,14 +29,19 @@ def at_start(environment: dict[str, str]) -> dict[str, str]:
 
 
 def prepare() -> None:
-    """Import HEAVY, and keep the garbage collectors of forks away from it: their visits would copy the memory."""
+    """Import HEAVY, and keep the garbage collectors of forks away from it: their visits would copy the memory.
+
+    They come as rarely as in the tests' own process (`conftest.py`): models are many objects and little garbage.
+    """
     import gc
-    import importlib
+    import importlib.util
 
     for name in HEAVY:
-        importlib.import_module(name)
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def serve(address: str) -> None:
