@@ -255,7 +255,13 @@ class Timm(Backbone, fusion.Fusible):
 
     def is_unbuilt(self, name: str) -> bool:
         theirs = name.removeprefix(f"{BODY}.")
-        return theirs != name and theirs in timm_models.names(self.variant or "") and name not in self.state_dict()
+        if theirs == name or theirs not in timm_models.names(self.variant or ""):
+            return False
+        module, _, leaf = name.rpartition(".")
+        try:  # the state of one module: this is asked about every name
+            return leaf not in self.get_submodule(module).state_dict()
+        except AttributeError:
+            return True
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: those that timm lists, and vectors such as layer scales."""

@@ -87,7 +87,8 @@ def convert(
                     if report.adapted and not takes_image(net, number):
                         raise UserError(_no_image(model, number, chosen, report.adapted[0]))
                     chosen.load_settings({})  # a model built from a YAML, as by every training, has the authors' taps
-                    loaded = tuple(key for key in report.loaded if key in chosen.state_dict())
+                    present = chosen.state_dict().keys()
+                    loaded = tuple(key for key in report.loaded if key in present)
                     filled[number] = dataclasses.replace(report, loaded=loaded)
             elif row:
                 raise UserError(f"{weights} has no backbone of ours, so --row has no meaning. Leave it out.")
