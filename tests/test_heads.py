@@ -74,6 +74,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {task: folder / f"{name}.yaml" for task, name in files.items()}
 
 
+one_process = pytest.mark.xdist_group("trained-heads")
+"""For tests that take the trained heads: a process trains all of them."""
+
+
 @pytest.fixture(scope="module")
 def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Name -> best.pt of one epoch by the command, which chooses class and task by name and head."""
@@ -118,6 +122,7 @@ def checkpoint(request: pytest.FixtureRequest, trained: dict[str, Path]) -> tupl
     return request.param, YOLO(trained[request.param])
 
 
+@one_process
 def test_a_head_trains_loads_and_folds(checkpoint: tuple[str, Any]) -> None:
     name, loaded = checkpoint
     task, api, head = HEADS[name]
@@ -163,6 +168,7 @@ def test_heads_without_nms_export(name: str, tmp_path: Path) -> None:
     assert not [node.name for node in onnx.load(exported).graph.node if node.op_type == "BatchNormalization"]
 
 
+@one_process
 def test_a_fresh_process_loads_them_from_known_classes_only(trained: dict[str, Path], tmp_path: Path) -> None:
     standins.write_picture(tmp_path / "picture.png")
     code = """
