@@ -103,6 +103,22 @@ def test_fused_equals_unfused(name: str) -> None:
         assert bool(norms) == (name in NORMS_LEFT)
 
 
+def test_folding_leaves_the_default_dtype_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    import timm.utils.model as folding
+
+    theirs = folding.reparameterize_model
+
+    def watched(*args: Any, **named: Any) -> Any:
+        folded = theirs(*args, **named)
+        seen.append(torch.get_default_dtype())  # of the whole process
+        return folded
+
+    monkeypatch.setattr(folding, "reparameterize_model", watched)
+    fusion.fuse(build("repvit_m0_9"))
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("hrnet_w18_small",)])
 def test_only_what_the_taps_need_is_built(name: str) -> None:
     whole, part = build(name), build(name, taps=("P2", "P3"))

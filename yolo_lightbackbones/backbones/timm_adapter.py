@@ -10,17 +10,17 @@ built again when it is loaded. So restricted loading needs to know only this cla
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from yolo_lightbackbones import fusion, layers, timm_models
 from yolo_lightbackbones.backbone import Backbone
@@ -208,7 +208,7 @@ class Timm(Backbone, fusion.Fusible):
     def fold(self) -> Timm:
         first = next(self.body.parameters())
         dtype, exact = first.dtype, first.dtype if first.device.type == "mps" else torch.float64
-        with _default_dtype(exact):  # timm's folded layers have the default one
+        with _NewTensors(exact):  # timm's folded layers have the default one
             reparameterize = timm_models.part("utils.model").reparameterize_model
             self.body = reparameterize(self.body.to(exact), inplace=True).eval()
         _forget_biases(self.body)
@@ -287,14 +287,22 @@ def _keep_published_norms(body: nn.Module) -> None:
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+class _NewTensors(TorchFunctionMode):
+    """Makes new layers in a dtype, in this thread; torch's default dtype is that of all threads.
+
+    Args:
+        dtype: of their tensors.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and given.get("dtype") is None:
+            given["dtype"] = self.dtype
+        return func(*args, **given)
 
 
 def _forget_biases(body: nn.Module) -> None:
