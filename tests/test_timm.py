@@ -14,7 +14,7 @@ import torch
 from contract import assert_features, random_image, randomise, run
 from torch import Tensor, nn
 
-from yolo_lightbackbones import Options, create_backbone, fusion, load_weights, registry
+from yolo_lightbackbones import Options, create_backbone, fusion, load_weights, recording, registry
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.backbones.timm_adapter import Timm
 
@@ -256,6 +256,38 @@ def test_a_plain_backbone_gets_its_taps_from_a_pyramid() -> None:
     assert_features(run(fused, image), run(backbone, image), 1e-5)
     again = pickle.loads(pickle.dumps(fused))
     torch.testing.assert_close(run(again, image), run(fused, image), rtol=0, atol=0)
+
+
+def test_onnx_of_resized_position_embeddings(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    backbone = fusion.fuse(build("test_vit", pyramid="simple"))
+    image, other = random_image(64, 96, batch=2).split(1)
+    torch.onnx.export(backbone, (image,), tmp_path / "a.onnx", input_names=["image"], dynamo=False)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    maps = [torch.from_numpy(feature) for feature in session.run(None, {"image": other.numpy()})]
+    assert_features(maps, run(backbone, other), 1e-4)
+
+
+def test_a_trace_for_any_size_resizes_position_embeddings() -> None:
+    backbone = fusion.fuse(build("test_vit", pyramid="simple"))
+    recording.record_for(backbone, any_size=True)
+    traced = torch.jit.trace(backbone, random_image(64, 96))
+    image = random_image(96, 64)
+    assert_features(run(traced, image), run(backbone, image), 1e-5)
+
+
+def test_resizes_of_the_image_are_no_constants() -> None:
+    resizes = recording.FixedResizes()
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            half: Tensor = resizes.run(
+                lambda y: nn.functional.interpolate(y, (8, 8), mode="bicubic", antialias=True), x
+            )
+            return half
+
+    image, other = random_image(16, 16, batch=2).split(1)
+    torch.testing.assert_close(torch.jit.trace(Halved(), image)(other), Halved()(other))
 
 
 def test_drop_path_rate() -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from yolo_lightbackbones import fusion, layers, timm_models
+from yolo_lightbackbones import fusion, layers, recording, timm_models
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention, InputNorm
@@ -87,6 +87,8 @@ class Timm(Backbone, fusion.Fusible):
         levels = tuple(survey.levels) if plain else self.taps
         self.body, self._indices = timm_models.build(self.variant, self.options, survey, levels)
         _keep_published_norms(self.body)
+        resizes = "dynamic_img_size" in survey.arguments  # its position embeddings
+        self.resizes = recording.FixedResizes() if resizes else None
         self.pyramid: SimpleFeaturePyramid | None = None
         if plain:
             ((tap, (_, dim)),) = survey.levels.items()
@@ -107,10 +109,14 @@ class Timm(Backbone, fusion.Fusible):
             if self.image_size not in (None, tuple(x.shape[-2:])) and not x.any():
                 return self._black_maps(x)
         self.check_size(x)
-        maps = timm_models.maps(self.body, self.input_norm(x), self._indices)
+        x = self.input_norm(x)
+        maps = self._maps(x) if self.resizes is None else self.resizes.run(self._maps, x)
         if self.pyramid is not None:
             maps = self.pyramid(maps[0])
         return [self.tap_norms.norm(tap, feature) for tap, feature in zip(self.taps, maps, strict=True)]
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        return timm_models.maps(self.body, x, self._indices)
 
     # --- pickles and copies -------------------------------------------------------------------------------------------
 
