@@ -1,7 +1,6 @@
 """torchvision's RetinaNet, SSD and Mask R-CNN on any backbone of this package: torch alone, nothing of Ultralytics.
 
     python examples/torchvision_detectors.py --backbone repvit_m0_9 --detector retinanet --out pictures
-
 Trains on discs, and draws the best box. A backbone normalises images itself: the detectors get mean 0, deviation 1.
 """
 
@@ -23,7 +22,8 @@ from yolo_lightbackbones.adapters import NamedMaps
 
 
 def build(detector: str, name: str) -> Any:
-    maps, raw = NamedMaps(create_backbone(name, init="scratch")), {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    start: Any = {} if name.startswith("timm/") else {"init": "scratch"}  # timm draws its own weights
+    maps, raw = NamedMaps(create_backbone(name, **start)), {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     if detector == "ssd":
         return SSD(maps, DefaultBoxGenerator([[2]] * 4, scales=[0.1, 0.2, 0.4, 0.6, 0.9]), (SIZE, SIZE), 2, **raw)
     pyramid = nn.Sequential(maps, FeaturePyramidNetwork(maps.out_channels, 64))

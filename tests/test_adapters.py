@@ -159,6 +159,15 @@ def test_torchvision_does_not_normalise_what_the_backbone_normalises(
     torch.testing.assert_close(seen.tensors, image, rtol=0, atol=0)
 
 
+def test_torchvision_takes_models_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("timm")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    build = runpy.run_path(str(EXAMPLES / "torchvision_detectors.py"))["build"]
+    (found,) = build("retinanet", "timm/test_resnet").eval()(list(random_image(128, 128)))
+    assert set(found) == {"boxes", "scores", "labels"}
+
+
 def test_an_encoder_that_cannot_be_dilated_ends_the_example_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def test_models_yamls_and_checkpoints_in_any_mix(tmp_path: Path) -> None:
 def test_what_is_timed_is_folded_in_eval_mode_and_float32(name: str, tmp_path: Path) -> None:
     YOLO("yolov5n_repvit.yaml").save(tmp_path / "half.pt")  # Ultralytics saves float16
     seen: list[nn.Module] = []
-    run_once = compare_command._run(targets.find(name, None), torch.rand(1, 3, 32, 32))
+    run_once = compare_command._run(targets.find(name, None, (32, 32)), torch.rand(1, 3, 32, 32))
     hook = nn.modules.module.register_module_forward_pre_hook(lambda module, _: seen.append(module))
     with torch.inference_mode():
         run_once()

@@ -103,6 +103,24 @@ def test_list_without_the_option_imports_no_timm() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+# --- info and compare -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_one_size() -> None:
+    result = run("info", "timm/test_coatnet", "--imgsz", "192", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["imgsz"] == [192, 192]
+    result = run("info", "timm/efficientformer_l1", "--imgsz", "192")
+    assert result.exit_code == 1
+    assert "imgsz is 192 x 192; efficientformer_l1 does not work with it. Its own is 224 x 224." in result.output
+
+
+def test_a_model_of_one_reduction() -> None:
+    result = run("info", "timm/test_vit", "--imgsz", "64,96", "--json")
+    assert result.exit_code == 0, result.output
+    assert [stage["name"] for stage in json.loads(result.stdout)["stages"]].count("pyramid") == 1
+
+
 # --- new --------------------------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,9 @@ def test_cut_off_weights_of_ncnn_are_found(tmp_path: Path) -> None:
     files = {"best_ncnn_model/model.ncnn.param": parameters, "best_ncnn_model/model.ncnn.bin": weights}
     with pytest.raises(OSError, match=r"cannot be read back.*/best_ncnn_model/model\.ncnn\.bin"):
         finish(staging, {**files, "best_ncnn_model/model.ncnn.bin": weights[:-8]})
+    unknown = parameters.replace("Convolution", "Tensor.reshape")  # pnnx writes what NCNN does not have
+    with pytest.raises(OSError, match="the format lacks an operation of this model"):
+        finish(staging, {**files, "best_ncnn_model/model.ncnn.param": unknown})
     assert not names(tmp_path)
     finish(Staging(tmp_path / "best.pt", "ncnn"), files)
     assert contents(tmp_path) == files

@@ -14,7 +14,7 @@ import torch
 from contract import assert_features, random_image, randomise, run
 from torch import Tensor, nn
 
-from yolo_lightbackbones import Options, create_backbone, fusion, load_weights, registry
+from yolo_lightbackbones import Options, create_backbone, fusion, load_weights, recording, registry
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.backbones.timm_adapter import Timm
 
@@ -101,6 +101,22 @@ def test_fused_equals_unfused(name: str) -> None:
         assert_features(run(fused, image.to(dtype)), run(unfused, image.to(dtype)), tolerance)
         norms = [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
         assert bool(norms) == (name in NORMS_LEFT)
+
+
+def test_folding_leaves_the_default_dtype_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    import timm.utils.model as folding
+
+    theirs = folding.reparameterize_model
+
+    def watched(*args: Any, **named: Any) -> Any:
+        folded = theirs(*args, **named)
+        seen.append(torch.get_default_dtype())  # of the whole process
+        return folded
+
+    monkeypatch.setattr(folding, "reparameterize_model", watched)
+    fusion.fuse(build("repvit_m0_9"))
+    assert seen == [torch.float32]
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("hrnet_w18_small",)])
@@ -240,6 +256,38 @@ def test_a_plain_backbone_gets_its_taps_from_a_pyramid() -> None:
     assert_features(run(fused, image), run(backbone, image), 1e-5)
     again = pickle.loads(pickle.dumps(fused))
     torch.testing.assert_close(run(again, image), run(fused, image), rtol=0, atol=0)
+
+
+def test_onnx_of_resized_position_embeddings(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    backbone = fusion.fuse(build("test_vit", pyramid="simple"))
+    image, other = random_image(64, 96, batch=2).split(1)
+    torch.onnx.export(backbone, (image,), tmp_path / "a.onnx", input_names=["image"], dynamo=False)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    maps = [torch.from_numpy(feature) for feature in session.run(None, {"image": other.numpy()})]
+    assert_features(maps, run(backbone, other), 1e-4)
+
+
+def test_a_trace_for_any_size_resizes_position_embeddings() -> None:
+    backbone = fusion.fuse(build("test_vit", pyramid="simple"))
+    recording.record_for(backbone, any_size=True)
+    traced = torch.jit.trace(backbone, random_image(64, 96))
+    image = random_image(96, 64)
+    assert_features(run(traced, image), run(backbone, image), 1e-5)
+
+
+def test_resizes_of_the_image_are_no_constants() -> None:
+    resizes = recording.FixedResizes()
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            half: Tensor = resizes.run(
+                lambda y: nn.functional.interpolate(y, (8, 8), mode="bicubic", antialias=True), x
+            )
+            return half
+
+    image, other = random_image(16, 16, batch=2).split(1)
+    torch.testing.assert_close(torch.jit.trace(Halved(), image)(other), Halved()(other))
 
 
 def test_drop_path_rate() -> None:

@@ -5,10 +5,14 @@ This module knows no export formats, only numbers. The code that exports a model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 MATRIX_FROM = 20
 """Map length from which a matrix product is faster than a convolution in PyTorch itself (`benchmarks/circular.py`)."""
@@ -37,6 +41,49 @@ class SizeBound(nn.Module):
     def records_matrix(self, length: int) -> bool:
         """Whether a recording uses a matrix product for maps of this length."""
         return self.matrix_from is not None and length >= self.matrix_from
+
+
+class FixedResizes(SizeBound):
+    """Makes resized position embeddings of somebody else's model constants of a trace for one size.
+
+    ONNX has no resize with antialiasing, which Vision Transformers use for images of another size than their own.
+    """
+
+    def run(self, model: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """Return `model(x)`; in a trace for one size, resizes that do not depend on the image become constants."""
+        if self.any_size or not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return model(x)
+        shape, like = tuple(self.shape_of(x)), {"dtype": x.dtype, "device": x.device}
+        with ThreadPoolExecutor(max_workers=1) as aside:  # only this thread is recorded
+            made = aside.submit(_resized, model, torch.zeros, shape, like).result()
+            again = aside.submit(_resized, model, torch.ones, shape, like).result()
+        if not all(map(torch.equal, made, again)):
+            return model(x)
+        with _Resizes(made):
+            return model(x)
+
+
+class _Resizes(TorchFunctionMode):
+    """Notes the results of all resizes with antialiasing, or gives known ones instead."""
+
+    def __init__(self, known: Sequence[Tensor] | None = None) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+        self._known = None if known is None else iter(known)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is not F.interpolate or not given.get("antialias"):
+            return func(*args, **given)
+        self.made.append(func(*args, **given) if self._known is None else next(self._known))
+        return self.made[-1]
+
+
+def _resized(model: Callable[[Tensor], Any], image: Callable[..., Tensor], shape: Any, like: Any) -> list[Tensor]:
+    with torch.no_grad(), _Resizes() as resizes:
+        model(image(shape, **like))
+    made: list[Tensor] = resizes.made
+    return made
 
 
 def is_size_bound(module: nn.Module) -> bool:

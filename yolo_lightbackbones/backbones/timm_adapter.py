@@ -10,19 +10,19 @@ built again when it is loaded. So restricted loading needs to know only this cla
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from yolo_lightbackbones import fusion, layers, timm_models
+from yolo_lightbackbones import fusion, layers, recording, timm_models
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.card import Card
 from yolo_lightbackbones.input_norm import InputConvention, InputNorm
@@ -87,6 +87,8 @@ class Timm(Backbone, fusion.Fusible):
         levels = tuple(survey.levels) if plain else self.taps
         self.body, self._indices = timm_models.build(self.variant, self.options, survey, levels)
         _keep_published_norms(self.body)
+        resizes = "dynamic_img_size" in survey.arguments  # its position embeddings
+        self.resizes = recording.FixedResizes() if resizes else None
         self.pyramid: SimpleFeaturePyramid | None = None
         if plain:
             ((tap, (_, dim)),) = survey.levels.items()
@@ -107,10 +109,14 @@ class Timm(Backbone, fusion.Fusible):
             if self.image_size not in (None, tuple(x.shape[-2:])) and not x.any():
                 return self._black_maps(x)
         self.check_size(x)
-        maps = timm_models.maps(self.body, self.input_norm(x), self._indices)
+        x = self.input_norm(x)
+        maps = self._maps(x) if self.resizes is None else self.resizes.run(self._maps, x)
         if self.pyramid is not None:
             maps = self.pyramid(maps[0])
         return [self.tap_norms.norm(tap, feature) for tap, feature in zip(self.taps, maps, strict=True)]
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        return timm_models.maps(self.body, x, self._indices)
 
     # --- pickles and copies -------------------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class Timm(Backbone, fusion.Fusible):
     def fold(self) -> Timm:
         first = next(self.body.parameters())
         dtype, exact = first.dtype, first.dtype if first.device.type == "mps" else torch.float64
-        with _default_dtype(exact):  # timm's folded layers have the default one
+        with _NewTensors(exact):  # timm's folded layers have the default one
             reparameterize = timm_models.part("utils.model").reparameterize_model
             self.body = reparameterize(self.body.to(exact), inplace=True).eval()
         _forget_biases(self.body)
@@ -293,14 +299,22 @@ def _keep_published_norms(body: nn.Module) -> None:
 # --- folding ----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+class _NewTensors(TorchFunctionMode):
+    """Makes new layers in a dtype, in this thread; torch's default dtype is that of all threads.
+
+    Args:
+        dtype: of their tensors.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and given.get("dtype") is None:
+            given["dtype"] = self.dtype
+        return func(*args, **given)
 
 
 def _forget_biases(body: nn.Module) -> None:

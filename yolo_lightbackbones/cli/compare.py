@@ -61,7 +61,7 @@ def compare(
         found = []
         with messages().status("Reading"):
             for name in names:
-                found.append(targets.find(name, _scale_for(name, scale)))
+                found.append(targets.find(name, _scale_for(name, scale), size))
                 found[-1].check(size)
         document = _measure(found, size, repeats, threads)
         if output is not None:

@@ -33,7 +33,7 @@ def info(
     with errors_for_users():
         size = image_size(imgsz)
         with messages().status(f"Reading {escape(target)}"):
-            found = targets.find(target, scale, empty=True)
+            found = targets.find(target, scale, size, empty=True)
             found.check(size)
             describe_it = describe.backbone_document if found.variant else describe.model_document
             document = describe_it(found, size)

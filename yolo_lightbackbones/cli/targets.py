@@ -86,12 +86,13 @@ class Target:
             raise UserError(f"{self.name} cannot run on an image of {height} x {width}: {error}") from error
 
 
-def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
+def find(text: str, scale: str | None, size: tuple[int, int], *, empty: bool = False) -> Target:
     """Find and build what `text` names.
 
     Args:
         text: what the user wrote.
         scale: scale letter for a YAML whose name gives none; None: the first, as in Ultralytics.
+        size: height and width of the image, for variants that are built for one size.
         empty: whether a variant may be built on the meta device, without memory for its values.
 
     Raises:
@@ -109,7 +110,7 @@ def find(text: str, scale: str | None, *, empty: bool = False) -> Target:
         return _file(path, empty)
     if path.suffix in WEIGHTS_SUFFIXES or (path.name != text and not _is_of_open_family(text)):
         raise UserError(finding.explain_missing(path) or f"There is no file {text}.")
-    return _variant(text, empty)
+    return _variant(text, size, empty)
 
 
 def _is_of_open_family(text: str) -> bool:
@@ -134,12 +135,19 @@ def channels_of(config: dict[str, Any], text: str) -> int:
     return channels
 
 
-def _variant(name: str, empty: bool) -> Target:
-    from yolo_lightbackbones.registry import create_backbone
+def _variant(name: str, size: tuple[int, int], empty: bool) -> Target:
+    from yolo_lightbackbones.configs import timm_series
+    from yolo_lightbackbones.registry import create_backbone, family_in
 
     try:
+        family = family_in(name)
+        needed = {}
+        if family is not None and family.is_open:
+            needed = timm_series.needed_options(family, family.resolve_variant(name))
+        if "imgsz" in needed:
+            needed["imgsz"] = size
         with _device(empty):
-            backbone = create_backbone(name, taps=None).eval()
+            backbone = create_backbone(name, taps=None, **needed).eval()
     except ModuleNotFoundError as error:  # of an open family
         raise UserError(str(error)) from error
     except ValueError as error:

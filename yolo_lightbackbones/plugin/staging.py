@@ -112,7 +112,8 @@ class Staging:
         """
         unreadable = formats.find(self._format).unreadable
         if unreadable is not None and (broken := next(iter(unreadable(self._new)), None)) is not None:
-            raise OSError(errno.EIO, "what was written cannot be read back (is the disk full?)", str(broken))
+            why = "the format lacks an operation of this model, or the disk is full"
+            raise OSError(errno.EIO, f"what was written cannot be read back ({why})", str(broken))
 
     def _place(self, name: str) -> None:
         new, target, old = self._new / name, self._target / name, self._old / name
