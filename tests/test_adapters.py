@@ -61,6 +61,16 @@ def test_an_encoder_gives_a_map_for_every_power_of_two(name: str) -> None:
     assert made(random_image(32, 32, channels=4))[0].shape == (1, 4, 32, 32)
 
 
+def test_an_encoder_takes_the_options_of_a_backbone() -> None:
+    made = Encoder("conv2former_is", pyramid="simple")
+    assert made.out_channels == [3, 0, 256, 256, 256, 256]
+    assert [feature.shape[2] for feature in made.eval()(random_image(64, 64))] == [64, 32, 16, 8, 4, 2]
+    with pytest.raises(ValueError, match="conv2former_n needs none"):
+        Encoder("conv2former_n", pyramid="simple")
+    with pytest.raises(TypeError, match="pyramids"):
+        Encoder("conv2former_is", pyramids="simple")
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", DILATED)

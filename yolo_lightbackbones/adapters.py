@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,24 +51,33 @@ class Encoder(nn.Module):
         depth: the deepest map is at 1/2^depth, 2 to 5; later stages are not built.
         output_stride: reduction of the deepest map that the library asks for; see `make_dilated`.
         weights: file of weights, as `load_weights` takes it.
+        options: further arguments of `create_backbone`; `pyramid="simple"` for a backbone with a single map.
 
     Raises:
-        ValueError: for an unknown backbone, another depth, or weights that do not fit.
+        TypeError: for an unknown option.
+        ValueError: for an unknown backbone, another depth, an option that the backbone does not have, or weights that
+            do not fit.
     """
 
     def __init__(
-        self, name: str, depth: int = 5, output_stride: int = 32, weights: str | PathLike[str] | None = None
+        self,
+        name: str,
+        depth: int = 5,
+        output_stride: int = 32,
+        weights: str | PathLike[str] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         if not 2 <= depth <= 5:
             raise ValueError(f"The depth of the encoder {name} is {depth}; it must be 2 to 5: its maps begin at 1/4.")
-        self.name, self.depth, self.weights = name, depth, weights
+        self.name, self.depth, self.weights, self.options = name, depth, weights, options
         self.output_stride = min(output_stride, 2**depth)
         self.set_in_channels(3)
 
     def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
         """Build the backbone for images with this number of channels."""
-        self.backbone = create_backbone(self.name, in_channels=in_channels, taps=TAPS[: self.depth - 1])
+        taps = TAPS[: self.depth - 1]
+        self.backbone = create_backbone(self.name, in_channels=in_channels, taps=taps, **self.options)
         if self.weights is not None:
             load_weights(self.backbone, self.weights)
         self.out_channels = [in_channels, 0, *self.backbone.out_channels]
