@@ -105,7 +105,7 @@ def taps(variant: str, model: Any, image: Tensor) -> list[Tensor]:
 
 
 OPERATOR = {"mobilenetv2": "gcc", "convnext_xt": "gcc", "resnet50": "parc"}
-"""What the halves of the operator are called in published code, before `_H` and `_W`."""
+"""Variant -> name of the operator in published code; `_H` or `_W` after it says which half."""
 
 IN_MOBILENET = {"conv.0.": "pw_expand.", "conv.1.1.": "bn.", "conv.2.": "pw_linear.0.", "conv.3.": "pw_linear.1."}
 """torchvision's names in a block of MobileNetV2 -> those of blocks with the operator in published code."""

@@ -84,7 +84,7 @@ def test_a_dilated_encoder_keeps_its_maps_at_the_stride(name: str, output_stride
 
 @pytest.mark.usefixtures("one_thread")
 def test_every_second_value_of_a_dilated_map_is_that_of_the_strided_map() -> None:
-    """What dilation is for: the same network, computed at more places. Gates see means over more places: off here."""
+    """A dilated network is the strided one, computed at more places; its gates are off, as their means would differ."""
     strided, dilated = encoder("repvit_m0_6"), encoder("repvit_m0_6", output_stride=8)
     for made in (strided, dilated):
         for name, parameter in made.named_parameters():

@@ -20,6 +20,8 @@ from yolo_lightbackbones.backbones.timm_adapter import Timm
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODELS = {
     "mobilenetv4_conv_small": "norms with activations",
     "test_convnext": "LayerNorm; a first convolution without padding",
@@ -37,14 +39,6 @@ MODELS = {
 ONE_SIZE = {"test_coatnet": 160}
 NORMS_LEFT = {"test_coatnet"}
 """Models with norms before their convolutions, which stay."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str, **options: Any) -> Backbone:

@@ -22,6 +22,8 @@ from yolo_lightbackbones.plugin.row import ConfigError
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 register()
 
 
@@ -49,14 +51,6 @@ def detector(args: str, *taps: str) -> Any:
 
     torch.manual_seed(0)
     return DetectionModel(config(args, taps or ("P3", "P4", "P5")), ch=3, verbose=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_row_becomes_a_backbone() -> None:
