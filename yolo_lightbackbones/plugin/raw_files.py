@@ -76,8 +76,8 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
     version = _value(metadata, KEY, is_whole)
     if version != VERSION:
         raise ValueError(
-            f"This file holds raw head maps of version {quoted(version)}, and this release of yolo_lightbackbones reads "
-            f"version {VERSION}. Install the release that exported it, or export it again."
+            f"This file holds raw head maps of version {quoted(version)}, and this yolo_lightbackbones reads version "
+            f"{VERSION}. Install the release that exported it, or export it again."
         )
     extra = _value(metadata, "raw_extra", EXTRAS.__contains__)
     points = _value(metadata, "kpt_shape", _are_counts) if extra.startswith("keypoints") else (0, 0)
