@@ -80,7 +80,7 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
             f"{VERSION}. Install the release that exported it, or export it again."
         )
     extra = _value(metadata, "raw_extra", EXTRAS.__contains__)
-    points = _value(metadata, "kpt_shape", _are_counts) if extra.startswith("keypoints") else (0, 0)
+    points = _value(metadata, "kpt_shape", _is_shape_of_points) if extra.startswith("keypoints") else (0, 0)
     layout = Layout(
         tuple(_value(metadata, "raw_strides", _are_counts)),
         _value(metadata, "raw_reg_max", _is_count),
@@ -213,6 +213,10 @@ def _value(metadata: Mapping[str, Any], key: str, fits: Callable[[Any], bool]) -
 
 def _is_count(value: Any) -> bool:
     return is_whole(value) and value > 0
+
+
+def _is_shape_of_points(value: Any) -> bool:
+    return _are_counts(value) and len(value) == 2 and value[1] in (2, 3)
 
 
 def _are_counts(value: Any) -> bool:
