@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import classes, exporting, models, parse_model, training
+from yolo_lightbackbones.plugin import classes, exporting, models, parse_model, raw_files, training
 from yolo_lightbackbones.plugin.patching import is_ours
 from yolo_lightbackbones.plugin.row import TAP
 
@@ -103,6 +103,13 @@ OPTIONAL = (
         "DFL",
         exporting.misfit_of_expectation,
         exporting.ROUNDED,
+    ),
+    Need(
+        "metadata of exported files",
+        raw_files.HOME,
+        "BaseBackend.apply_metadata",
+        raw_files.misfit_of_backends,
+        raw_files.UNREADABLE,
     ),
 )
 

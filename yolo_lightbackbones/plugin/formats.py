@@ -31,8 +31,9 @@ class Format:
             matrix product. The matrix is larger than the kernel by a factor of this length, so it must take less than
             three quarters of the time (`benchmarks/circular.py`; its table for 20, 40 and 80 is in docs/exports.md).
         matrix_in_int8: whether INT8 exports of the format may contain such matrix products.
-        float_expectation: whether INT8 exports must use `exporting.expected_distances`, because the format would
+        float_expectation: whether INT8 exports must use `decoding.expected_distances`, because the format would
             round the bin numbers otherwise.
+        raw_heads: whether exports with raw heads were tested, and their outputs can be told apart.
         emptied: ending of the folder that Ultralytics empties before it writes the format; empty if it writes a file,
             or keeps the files that are in the folder.
         unreadable: finds written files in a folder that cannot be read back; None for converters that notice a full
@@ -51,6 +52,7 @@ class Format:
     matrix_from: int = UNMEASURED
     matrix_in_int8: bool = True
     float_expectation: bool = False
+    raw_heads: bool = False
     emptied: str = ""
     unreadable: Callable[[Path], Iterable[Path]] | None = None
     silenced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Format:
 
 
 _ROWS = (
-    Format("torchscript", any_size=True, matrix_from=20),
+    Format("torchscript", any_size=True, matrix_from=20, raw_heads=True),
     Format(
         "onnx",
         extra="export",
@@ -75,13 +77,22 @@ _ROWS = (
         any_size=True,
         matrix_from=40,
         float_expectation=True,
+        raw_heads=True,
     ),
-    Format("openvino", extra="export", packages=("openvino", "nncf"), any_size=True, matrix_from=20),
+    Format(
+        "openvino",
+        extra="export",
+        packages=("openvino", "nncf"),
+        any_size=True,
+        matrix_from=20,
+        raw_heads=True,
+    ),
     Format(
         "ncnn",
         extra="export",
         packages=("ncnn",),
         matrix_from=128,  # up to a length of 40, the convolution is faster
+        raw_heads=True,
         unreadable=readback.unreadable_ncnn,
     ),
     Format(
@@ -89,13 +100,14 @@ _ROWS = (
         extra="export",
         packages=("MNN",),
         matrix_from=40,
+        raw_heads=True,
         unreadable=readback.unreadable_mnn,
         # This module collects statistics that conversion does not need. Without `aliyun-log-python-sdk`, its import
         # runs `pip install` for that package, which brings an older protobuf that the installed onnx may not work with.
         # With the package, it contacts the makers of MNN.
         silenced={"MNN.tools.utils.log": ("mnn_logger",)},
     ),
-    Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40),
+    Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40, raw_heads=True),
     Format("coreml", aliases=("mlmodel",), extra="coreml", packages=("coremltools",)),
     Format(
         "litert",
@@ -104,11 +116,13 @@ _ROWS = (
         matrix_from=20,
         matrix_in_int8=False,  # the runtime takes an integer matrix only as the right factor of a product with floats
         float_expectation=True,
+        raw_heads=True,
     ),
     Format("saved_model", extra="tensorflow", packages=("tensorflow",), emptied="_saved_model"),
     Format("pb", steps=("saved_model", "pb"), extra="tensorflow", packages=("tensorflow",)),
     Format("edgetpu", steps=("saved_model", "edgetpu")),
     Format("paddle", extra="paddle", packages=("paddlepaddle",)),
+    Format("rknn", raw_heads=True),
     Format("engine", packages=("tensorrt",), any_size=True),  # made from an ONNX file that accepts any size
     Format("axelera", emptied="_axelera_model"),
     Format("hailo", emptied="_hailo_model"),
@@ -127,6 +141,11 @@ def find(name: str) -> Format:
 def any_size() -> list[str]:
     """Names of the formats in which `dynamic=True` was tested."""
     return [row.name for row in FORMATS.values() if row.any_size]
+
+
+def with_raw_heads() -> list[str]:
+    """Names of the formats in which models can have raw heads."""
+    return [row.name for row in FORMATS.values() if row.raw_heads]
 
 
 def emptied_folders() -> tuple[str, ...]:

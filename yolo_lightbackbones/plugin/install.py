@@ -1,6 +1,6 @@
 """Installs the backbones on Ultralytics, and removes them again.
 
-The plugin attaches to seven places (seams). Each is as small as possible, and is checked before it is touched
+The plugin attaches to eight places (seams). Each is as small as possible, and is checked before it is touched
 (`fit.py`):
 
 1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
@@ -17,6 +17,8 @@ The plugin attaches to seven places (seams). Each is as small as possible, and i
    (`models.py`).
 7. The constructors of models: a YAML with rows of ours is built for its `channels` if nothing else is asked for
    (`models.py`).
+8. `BaseBackend.apply_metadata` (`ultralytics.nn.backends.base`): outputs of exported files with raw heads are decoded
+   (`raw_files.py`). If it is gone, everything else works.
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
 Ultralytics stays exactly as it was.
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import sys
 import threading
 import warnings
@@ -34,7 +37,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from yolo_lightbackbones import autoload, registry
-from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, releases
+from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, raw_files, releases
 from yolo_lightbackbones.plugin.fit import Ultralytics
 from yolo_lightbackbones.plugin.patching import Patches
 
@@ -148,6 +151,12 @@ def _put_callbacks(package: Ultralytics) -> None:
         _patches.enlist(package.callbacks.default_callbacks[event], callback)
 
 
+def _put_backends(package: Ultralytics) -> None:
+    if raw_files.misfit() is None:
+        base = importlib.import_module(raw_files.HOME)
+        _patches.set(base.BaseBackend, "apply_metadata", raw_files.apply_metadata, base)
+
+
 def _put_excepthook(package: Ultralytics) -> None:
     if command.runs_here():
         _patches.set(sys, "excepthook", command.excepthook, sys)
@@ -162,6 +171,7 @@ _STEPS = (
     Step(_put_methods),
     Step(_put_constructors),
     Step(_put_callbacks),
+    Step(_put_backends),
     Step(_put_excepthook),
 )
 """The steps in the order in which they are installed, and removed."""
