@@ -1,6 +1,6 @@
 """Installs the backbones on Ultralytics, and removes them again.
 
-The plugin attaches to seven places (seams). Each is as small as possible, and is checked before it is touched
+The plugin attaches to eight places (seams). Each is as small as possible, and is checked before it is touched
 (`fit.py`):
 
 1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
@@ -17,6 +17,8 @@ The plugin attaches to seven places (seams). Each is as small as possible, and i
    (`models.py`).
 7. The constructors of models: a YAML with rows of ours is built for its `channels` if nothing else is asked for
    (`models.py`).
+8. `ultralytics.utils.checks.check_requirements`: while a model of ours is exported, it looks and does not install
+   (`environment.py`).
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
 Ultralytics stays exactly as it was.
@@ -34,7 +36,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from yolo_lightbackbones import autoload, registry
-from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, releases
+from yolo_lightbackbones.plugin import classes, command, environment, fit, lookup, models, parse_model, releases
 from yolo_lightbackbones.plugin.fit import Ultralytics
 from yolo_lightbackbones.plugin.patching import Patches
 
@@ -131,6 +133,11 @@ def _put_flops(package: Ultralytics) -> None:
     _patches.replace(package.torch_utils, "get_flops", models.get_flops)
 
 
+def _put_requirements(package: Ultralytics) -> None:
+    if environment.misfit_of_requirements(getattr(package.checks, "check_requirements", None)) is None:
+        _patches.replace(package.checks, "check_requirements", environment.check_requirements)
+
+
 def _put_methods(package: Ultralytics) -> None:
     for seam in (models.fuse, models.is_fused, models.load):
         _patches.set(package.tasks.BaseModel, seam.__name__, seam, package.tasks)
@@ -159,6 +166,7 @@ _STEPS = (
     Step(_put_parser),
     Step(_put_lookup, lookup.remove),
     Step(_put_flops),
+    Step(_put_requirements),
     Step(_put_methods),
     Step(_put_constructors),
     Step(_put_callbacks),
