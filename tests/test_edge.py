@@ -192,7 +192,7 @@ def convert(runtime: str, onnx_file: Path, folder: Path) -> Path:
     """Export the network that `onnx_file` came from for another runtime."""
     from ultralytics import YOLO
 
-    from yolo_lightbackbones.plugin import exporting
+    from yolo_lightbackbones.plugin import environment
 
     export_format, packages = RUNTIMES[runtime]
     for package in packages:
@@ -202,7 +202,7 @@ def convert(runtime: str, onnx_file: Path, folder: Path) -> Path:
     weights = folder / "model.pt"
     weights.write_bytes(onnx_file.with_suffix(".pt").read_bytes())
     # This network is stock, and MNN's converter then runs `pip install` and contacts a server: let it find a stand-in.
-    with pytest.MonkeyPatch.context() as patch, exporting.no_hidden_installs():
+    with pytest.MonkeyPatch.context() as patch, environment.silenced():
         for name, value in PATIENT.items():
             patch.setenv(name, value)
         return Path(YOLO(weights).export(format=export_format, imgsz=IMGSZ))

@@ -21,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.engine import exporter, trainer
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import block
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, checks
 from ultralytics.utils.callbacks import default_callbacks
 
 from yolo_lightbackbones import fusion, plugin, recording
@@ -147,6 +147,11 @@ MISFITS = [
         lambda patch: patch.delitem(DEFAULT_CFG_DICT, "quantize"),
         "argument quantize",
         r"neither an argument 'quantize' nor 'int8'",
+    ),
+    (
+        lambda patch: patch.setattr(checks, "check_requirements", lambda requirements: True),
+        "requirements of exports",
+        r"check_requirements has no argument 'install'",
     ),
     (
         lambda patch: patch.delattr(exporter.Exporter, "export_onnx"),

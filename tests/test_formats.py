@@ -15,7 +15,7 @@ from ultralytics.engine.exporter import export_formats
 
 from yolo_lightbackbones import plugin, recording
 from yolo_lightbackbones.cli import diagnosis
-from yolo_lightbackbones.plugin import exporting, formats
+from yolo_lightbackbones.plugin import environment, exporting, formats
 from yolo_lightbackbones.plugin.staging import Staging
 
 
@@ -87,10 +87,7 @@ def test_the_choice_of_matrices(quantize: Any, matrix_from: int | None, detector
 
 def test_what_is_missing_is_named_with_its_extra(tmp_path: Path) -> None:
     message = r'format=madeup needs the package madeup, which .*"\.\[made\]", best in an environment of its own\.$'
-    with (
-        pytest.raises(ModuleNotFoundError, match=message),
-        Staging(tmp_path / "best.pt", "madeup").step(last=True),
-    ):
+    with pytest.raises(ModuleNotFoundError, match=message), environment.left_alone("madeup", tmp_path):
         raise ModuleNotFoundError("No module named 'madeup'", name="madeup")
 
 
@@ -119,7 +116,7 @@ def test_files_that_are_cut_off_are_refused(tmp_path: Path) -> None:
 
 def test_its_converter_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "madeup.statistics", before := SimpleNamespace())
-    with exporting.no_hidden_installs():
+    with environment.silenced():
         assert vars(sys.modules["madeup.statistics"]).keys() >= {"report", "send"}
         assert "MNN.tools.utils.log" in sys.modules
     assert sys.modules["madeup.statistics"] is before

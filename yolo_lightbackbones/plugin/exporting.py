@@ -1,19 +1,17 @@
 """Additions to Ultralytics' exporter for models with our modules.
 
 Our modules are told the format and whether the export must accept any image size. Operations that INT8 would spoil stay
-in float. The exported files are moved to their final places only after success (`staging.py`). No export installs
-packages without being asked.
+in float. The exported files are moved to their final places only after success (`staging.py`). The packages that are
+installed, and the network, are left alone (`environment.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import logging
-import sys
 import types
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from yolo_lightbackbones import recording
-from yolo_lightbackbones.plugin import formats, raw_heads, releases
+from yolo_lightbackbones.plugin import environment, formats, raw_heads, releases
 from yolo_lightbackbones.plugin.decoding import expected_distances
 from yolo_lightbackbones.plugin.models import has_ours
 from yolo_lightbackbones.plugin.staging import Staging
@@ -33,7 +31,7 @@ INT8 = (8, "w8a16", "w8a32")
 UNPREPARED = "no preparation of our layers for exports"
 UNSEEN_INT8 = "no difference between INT8 and other exports of our layers"
 ROUNDED = "no box distances kept in float in INT8 exports"
-UNSTAGED = "no protection of older files when an export fails"
+UNSTAGED = "no protection of older files and installed packages while a model is exported"
 
 
 def on_export_start(exporter: Any) -> None:
@@ -74,22 +72,6 @@ def refuse_misfits(model: nn.Module, format: str, *, dynamic: bool) -> None:
             f"only as {', '.join(formats.any_size())}. Leave dynamic out, and give the size you need: "
             "imgsz=height,width."
         )
-
-
-@contextlib.contextmanager
-def no_hidden_installs() -> Iterator[None]:
-    """Keep converters from running `pip install` or calling home inside this block; `Format.silenced` lists those."""
-    before = {name: sys.modules.get(name) for name in formats.silenced_modules()}
-    for name, attributes in formats.silenced_modules().items():
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(dict.fromkeys(attributes))
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            del sys.modules[name]
-            if module is not None:
-                sys.modules[name] = module
 
 
 # --- INT8 -------------------------------------------------------------------------------------------------------------
@@ -147,7 +129,7 @@ def _all_or_nothing(
         checkpoint, exporter.file = exporter.file, staging.file
         log.addFilter(name_final_places)
         try:
-            with staging.step(last=last), no_hidden_installs():
+            with staging.step(last=last), environment.left_alone(exporter.args.format, staging.file.parent):
                 result = step(*args, **kwargs)
         finally:
             log.removeFilter(name_final_places)

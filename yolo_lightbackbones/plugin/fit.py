@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import classes, exporting, models, parse_model, raw_files, training
+from yolo_lightbackbones.plugin import classes, environment, exporting, models, parse_model, raw_files, training
 from yolo_lightbackbones.plugin.patching import is_ours
 from yolo_lightbackbones.plugin.row import TAP
 
@@ -95,6 +95,13 @@ OPTIONAL = (
         "DEFAULT_CFG_DICT",
         exporting.misfit_of_precision,
         exporting.UNSEEN_INT8,
+    ),
+    Need(
+        "requirements of exports",
+        "ultralytics.utils.checks",
+        "check_requirements",
+        environment.misfit_of_requirements,
+        environment.UNCHECKED,
     ),
     Need("steps of exports", "ultralytics.engine.exporter", "", exporting.misfit_of_exporter, exporting.UNSTAGED),
     Need(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from yolo_lightbackbones.plugin import readback
 
 UNMEASURED = 64
@@ -40,6 +42,7 @@ class Format:
             disk themselves.
         silenced: modules of the converter that install packages or call home when imported -> the names that the
             converter imports from them.
+        supplied: file that the converter would download to the current folder -> the function that writes one there.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Format:
     emptied: str = ""
     unreadable: Callable[[Path], Iterable[Path]] | None = None
     silenced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    supplied: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
     def matrices_from(self, *, int8: bool) -> int | None:
         """The `matrix_from` for `recording.record_for`; None if an export must not contain matrix products."""
@@ -66,6 +70,13 @@ class Format:
         """Names of the methods of Ultralytics' exporter that write the format, in the order of their calls."""
         return tuple(f"export_{step}" for step in self.steps or (self.name,))
 
+
+def _write_noise(file: Path) -> None:
+    """Write 20 images of noise as onnx2tf wants them: it tries its translation of some operations out on them."""
+    np.save(file, np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32))
+
+
+_FOR_ONNX2TF = {"calibration_image_sample_data_20x128x128x3_float32.npy": _write_noise}
 
 _ROWS = (
     Format("torchscript", any_size=True, matrix_from=20, raw_heads=True),
@@ -118,9 +129,9 @@ _ROWS = (
         float_expectation=True,
         raw_heads=True,
     ),
-    Format("saved_model", extra="tensorflow", packages=("tensorflow",), emptied="_saved_model"),
-    Format("pb", steps=("saved_model", "pb"), extra="tensorflow", packages=("tensorflow",)),
-    Format("edgetpu", steps=("saved_model", "edgetpu")),
+    Format("saved_model", extra="tensorflow", packages=("tensorflow",), emptied="_saved_model", supplied=_FOR_ONNX2TF),
+    Format("pb", steps=("saved_model", "pb"), extra="tensorflow", packages=("tensorflow",), supplied=_FOR_ONNX2TF),
+    Format("edgetpu", steps=("saved_model", "edgetpu"), supplied=_FOR_ONNX2TF),
     Format("paddle", extra="paddle", packages=("paddlepaddle",)),
     Format("rknn", raw_heads=True),
     Format("engine", packages=("tensorrt",), any_size=True),  # made from an ONNX file that accepts any size

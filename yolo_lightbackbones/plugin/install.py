@@ -19,6 +19,8 @@ The plugin attaches to eight places (seams). Each is as small as possible, and i
    (`models.py`).
 8. `BaseBackend.apply_metadata` (`ultralytics.nn.backends.base`): outputs of exported files with raw heads are decoded
    (`raw_files.py`). If it is gone, everything else works.
+9. `ultralytics.utils.checks.check_requirements`: while a model of ours is exported, it looks and does not install
+   (`environment.py`).
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
 Ultralytics stays exactly as it was.
@@ -37,7 +39,17 @@ from types import ModuleType
 from typing import NamedTuple
 
 from yolo_lightbackbones import autoload, registry
-from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, raw_files, releases
+from yolo_lightbackbones.plugin import (
+    classes,
+    command,
+    environment,
+    fit,
+    lookup,
+    models,
+    parse_model,
+    raw_files,
+    releases,
+)
 from yolo_lightbackbones.plugin.fit import Ultralytics
 from yolo_lightbackbones.plugin.patching import Patches
 
@@ -134,6 +146,11 @@ def _put_flops(package: Ultralytics) -> None:
     _patches.replace(package.torch_utils, "get_flops", models.get_flops)
 
 
+def _put_requirements(package: Ultralytics) -> None:
+    if environment.misfit_of_requirements(getattr(package.checks, "check_requirements", None)) is None:
+        _patches.replace(package.checks, "check_requirements", environment.check_requirements)
+
+
 def _put_methods(package: Ultralytics) -> None:
     for seam in (models.fuse, models.is_fused, models.load):
         _patches.set(package.tasks.BaseModel, seam.__name__, seam, package.tasks)
@@ -168,6 +185,7 @@ _STEPS = (
     Step(_put_parser),
     Step(_put_lookup, lookup.remove),
     Step(_put_flops),
+    Step(_put_requirements),
     Step(_put_methods),
     Step(_put_constructors),
     Step(_put_callbacks),

@@ -47,8 +47,7 @@ class Staging:
         """Run one step of the export. The files are moved after the last step, and deleted if a step fails.
 
         Raises:
-            ModuleNotFoundError: if the step raises it; the message says how to install the missing package.
-            Exception: any other error of the step. Its message names files by their final paths.
+            Exception: any error of the step. Its message names files by their final paths.
         """
         try:
             self._open()
@@ -58,8 +57,6 @@ class Staging:
         except BaseException as error:  # an interruption as well
             self._explain(error)
             self._close()
-            if isinstance(error, ModuleNotFoundError):
-                raise ModuleNotFoundError(_how_to_install(self._format, error), name=error.name) from error
             raise
         if last:
             self._close()
@@ -228,14 +225,3 @@ def _clear(folder: Path, target: Path) -> None:
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def _how_to_install(format: str, error: ModuleNotFoundError) -> str:
-    extra = formats.find(format).extra
-    how = (
-        f'install what it needs, in a clone of yolo_lightbackbones, with: pip install ".[{extra}]"'
-        if extra
-        else "docs/exports.md says which packages it was tested with"
-    )
-    own = "" if extra in (None, "export") else ", best in an environment of its own"
-    return f"format={format} needs the package {error.name}, which is not installed; {how}{own}."
