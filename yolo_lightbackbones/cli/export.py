@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import sys
 import warnings
@@ -60,7 +61,7 @@ def export(
             "--tolerance",
             help="With --data, the largest change of mAP50-95 (default: 0.001 for float, 0.003 for 16 bit, 0.015 for "
             "8 bit). Without, the largest change of a score, and of 1 - IoU of a box with its counterpart "
-            "(default: 0.01, 0.1 and 0.3).",
+            "(default: 0.01, 0.1 and 0.2).",
         ),
     ] = None,
     output: Annotated[
@@ -181,11 +182,11 @@ def _raw_heads() -> Any:
 def _quiet() -> Iterator[None]:
     """Keep Ultralytics and converters from printing, and from installing packages; errors come as exceptions."""
     with models.quiet_ultralytics(), warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
-        from ultralytics.utils import LOGGER, checks
+        from ultralytics.utils import checks
 
         warnings.simplefilter("ignore")
-        level, installing = LOGGER.level, getattr(checks, "AUTOINSTALL", None)
-        LOGGER.setLevel("CRITICAL")
+        disabled, installing = logging.root.manager.disable, getattr(checks, "AUTOINSTALL", None)
+        logging.disable()
         checks.AUTOINSTALL = False
         sys.stdout.flush()
         stdout = os.dup(1)  # converters in C++ print to the descriptor
@@ -197,7 +198,7 @@ def _quiet() -> Iterator[None]:
             os.dup2(stdout, 1)
             os.close(stdout)
             checks.AUTOINSTALL = installing
-            LOGGER.setLevel(level)
+            logging.disable(disabled)
 
 
 def _export(job: _Job) -> dict[str, Any]:

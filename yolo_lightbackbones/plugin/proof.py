@@ -43,7 +43,7 @@ class Limits:
 LIMITS: dict[Precision, Limits] = {
     "float": Limits(map=0.001, box=0.01),
     "half": Limits(map=0.003, box=0.1),
-    "int8": Limits(map=0.015, box=0.3),
+    "int8": Limits(map=0.015, box=0.2),
 }
 """The default limits of `lightbackbones export`, and those of the tables in docs/exports.md."""
 
