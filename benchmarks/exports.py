@@ -21,24 +21,25 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from formats import FORMATS, LIMITS, OVERLAYS, Format, overlay_of, versions
+from formats import FORMATS, OVERLAYS, Format, overlay_of, versions
 from pages import with_part
 
+from yolo_lightbackbones.plugin.proof import LIMITS
 from yolo_lightbackbones.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("edgevit", "parcnet", "repvit", "conv2former")
 IMAGES = 8
 ROUNDS = 15
+ALL_BOXES = -1.0
+"""A floor below every score."""
 Row = dict[str, Any]
 CALIBRATION_FILE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
@@ -86,6 +87,8 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
     import torch
     from ultralytics import YOLO
 
+    from yolo_lightbackbones.plugin import detections, proof
+
     detector = YOLO(weights) if weights else _awake_detector(family)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # onnx2tf looks for its file there, and some exporters leave things behind
@@ -93,28 +96,28 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
         detector.save(checkpoint := Path(folder, "model.pt"))
         options = {**chosen.arguments, **({"data": data} if chosen.calibrates else {})}
         file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
-        result: Row = {"megabytes": round(_size(file) / 1e6, 1)}
+        result: Row = {"megabytes": round(proof.megabytes(file), 1)}
         if chosen.runs == "elsewhere":
             return result
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)
         simulated = chosen.runs == "in a simulator"
-        exported = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if simulated else _backend(file)
-        inputs = [_letterboxed(image, imgsz) for image in images]
-        boxes = scores = 0.0
+        exported: Any = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if simulated else proof.backend(file)
+        size = (imgsz, imgsz)
+        inputs = [proof.letterboxed(Path(image), size) for image in images]
+        head, worst = detections.Head("detect", len(plain.names), size), detections.Difference()
         with torch.inference_mode():
             for x in inputs:
-                difference = (_output(exported(x)) - _output(plain(x))).abs()
-                boxes = max(boxes, float(difference[:, :4].max()))
-                scores = max(scores, float(difference[:, 4:].max()))
-            result |= {"box_px": boxes, "score": scores}
-            if not simulated:
-                pairs = [(_ms(exported, inputs[0]), _ms(fused, inputs[0])) for _ in range(ROUNDS + 2)][2:]
-                result["ms"] = round(statistics.median(ms for ms, _ in pairs), 1)
-                result["ratio"] = round(statistics.median(ms / reference for ms, reference in pairs), 2)
+                seen, expected = (detections.read(model(x), head) for model in (exported, plain))
+                worst = worst.and_(detections.difference(seen, expected, ALL_BOXES))
+        result |= {"box_px": worst.box_px, "score": worst.score}
+        if not simulated:
+            latency, ratio = proof.latencies(exported, fused, inputs[0], ROUNDS)
+            result |= {"ms": round(latency.median, 1), "ratio": round(ratio, 2)}
         if weights:
-            models = (exported if simulated else file, checkpoint)
-            result["map"], result["reference_map"] = (_map(model, imgsz, data) for model in models)
+            like = YOLO(checkpoint)
+            models = (exported if simulated else proof.opened(file, like), like)
+            result["map"], result["reference_map"] = (proof.validate(model, data, size) for model in models)
     return result
 
 
@@ -126,14 +129,6 @@ def _offline_helpers(folder: Path) -> None:
     stub.chmod(0o755)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
     np.save(folder / CALIBRATION_FILE, np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32))
-
-
-def _backend(file: Path) -> Callable[[Any], Any]:
-    import torch
-    from ultralytics.nn.autobackend import AutoBackend
-
-    backend: Callable[[Any], Any] = AutoBackend(str(file), device=torch.device("cpu"))
-    return backend
 
 
 def _simulated(onnx_file: Path, names: dict[int, str]) -> Any:
@@ -161,51 +156,11 @@ def _simulated(onnx_file: Path, names: dict[int, str]) -> Any:
     return Simulator()
 
 
-def _map(model: Any, imgsz: int, data: str) -> float:
-    """mAP50-95 of a file, or of a module, on the val split."""
-    from ultralytics import YOLO
-    from ultralytics.models.yolo.detect import DetectionValidator
-
-    options = {"batch": 1, "rect": False, "plots": False, "verbose": False, "workers": 0, "data": data, "imgsz": imgsz}
-    options["project"] = str(Path.cwd() / "val")
-    if isinstance(model, Path):
-        return float(YOLO(model, task="detect").val(**options).box.map)
-    validator = DetectionValidator(args={**options, "mode": "val", "task": "detect"})
-    validator(model=model)
-    return float(validator.metrics.box.map)
-
-
 def _awake_detector(family: str) -> Any:
     sys.path.insert(0, str(ROOT / "tests"))
     from detectors import awake_detector
 
     return awake_detector(f"yolov5n_{family}.yaml")
-
-
-def _letterboxed(path: str, imgsz: int) -> Any:
-    import cv2
-    import torch
-    from ultralytics.data.augment import LetterBox
-
-    picture = LetterBox((imgsz, imgsz), auto=False)(image=cv2.imread(path))
-    # Contiguous, since some runtimes are handed the address of the values.
-    return torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1)[None].contiguous().float() / 255
-
-
-def _output(out: Any) -> Any:
-    import torch
-
-    return torch.as_tensor(out[0] if isinstance(out, tuple | list) else out).float()
-
-
-def _ms(model: Callable[[Any], Any], x: Any) -> float:
-    begin = time.perf_counter()
-    model(x)
-    return (time.perf_counter() - begin) * 1e3
-
-
-def _size(path: Path) -> int:
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
 # --- the matrix -------------------------------------------------------------------------------------------------------
@@ -249,7 +204,7 @@ def table(rows: list[Row]) -> str:
 
 def missed(row: Row) -> bool:
     """Whether the export changes mAP50-95 by more than its precision may."""
-    return "map" in row and round(abs(row["map"] - row["reference_map"]), 4) > LIMITS[row["precision"]]
+    return "map" in row and round(abs(row["map"] - row["reference_map"]), 4) > LIMITS[row["precision"]].map
 
 
 def main() -> None:
@@ -323,7 +278,7 @@ def write(results: dict[tuple[str, str, str], Row]) -> None:
     rows = [results[key] for key in order if key in results]
     write_text(docs / "exports.json", json.dumps(rows, indent=1) + "\n")
     machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    limits = ", ".join(f"{limit} for {precision}" for precision, limit in LIMITS.items())
+    limits = ", ".join(f"{limit.map} for {precision}" for precision, limit in LIMITS.items())
     head = [
         f"`benchmarks/exports.py` says what the columns mean. YOLOv5n on every family, trained for minutes. {machine}.",
         f"mAP50-95 is the change that the export makes, in bold where it is more than {limits}.",

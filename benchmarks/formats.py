@@ -18,12 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from yolo_lightbackbones.plugin.proof import Precision
+
 OVERLAYS = Path(__file__).resolve().parent.parent / ".export"
-
-Precision = Literal["float", "half", "int8"]
-
-LIMITS: dict[Precision, float] = {"float": 0.001, "half": 0.003, "int8": 0.015}
-"""How much an export may change mAP50-95, absolute."""
 
 
 @dataclass(frozen=True)

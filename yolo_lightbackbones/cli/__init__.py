@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from yolo_lightbackbones import __version__
-from yolo_lightbackbones.cli import coco_eval, coco_prepare, compare, convert, doctor, info, new
+from yolo_lightbackbones.cli import coco_eval, coco_prepare, compare, convert, doctor, export, info, new
 from yolo_lightbackbones.cli import list as list_command
 
 __all__ = ["app", "main"]
@@ -36,5 +36,6 @@ app.command()(compare.compare)
 app.command()(new.new)
 app.command()(doctor.doctor)
 app.command()(convert.convert)
+app.command()(export.export)
 app.command()(coco_eval.coco_eval)
 app.command()(coco_prepare.coco_prepare)
