@@ -238,7 +238,13 @@ def test_missing_runtime(
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("m.xml", "openvino"), ("m.ncnn.param", "ncnn"), ("m.mnn", "MNN"), ("m.tflite", "ai_edge_litert.interpreter")],
+    [
+        ("m.xml", "openvino"),
+        ("m.ncnn.param", "ncnn"),
+        ("m.mnn", "MNN"),
+        ("m.tflite", "ai_edge_litert.interpreter"),
+        ("m.pte", "executorch.runtime"),
+    ],
 )
 def test_a_damaged_model(name: str, module: str, tmp_path: Path) -> None:
     pytest.importorskip(module)

@@ -132,6 +132,24 @@ def test_every_runtime_gives_the_boxes_of_yolo_predict(
     assert total > 50, "the comparison saw boxes"
 
 
+@pytest.mark.slow
+def test_executorch_gives_the_boxes_of_yolo_predict(plain: Path, pictures: Path, tmp_path: Path) -> None:
+    """In this process: its Python runtime is the one that takes tensors of torch."""
+    from ultralytics import YOLO
+
+    file = convert("executorch", plain, tmp_path)
+    detector, reference, total = Detector(file), YOLO(file, task="detect"), 0
+    assert detector.size == IMGSZ
+    for path in sorted(pictures.iterdir()):
+        expected = reference.predict(path, conf=0.1, iou=0.5, verbose=False)[0].boxes
+        found = detector(cv2.imread(str(path)), conf=0.1, iou=0.5)
+        np.testing.assert_array_equal(found.classes, expected.cls)
+        np.testing.assert_allclose(found.scores, expected.conf, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, expected.xyxy, atol=0.05)
+        total += len(found.scores)
+    assert total > 50, "the comparison saw boxes"
+
+
 def test_opencv_refuses_exports_with_nms(plain: Path, tmp_path: Path) -> None:
     import onnx
 

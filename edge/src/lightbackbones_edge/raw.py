@@ -147,12 +147,14 @@ class RawHead:
         self, outputs: Outputs, size: tuple[int, int], *, in_order: bool, conf: float, iou: float
     ) -> Detections:
         """Find the best boxes, in pixels of the input; `iou` means nothing to an end-to-end head."""
-        corners, scores = self.decode(self.sorted(outputs, size, in_order=in_order), conf)
+        maps = self.sorted(outputs, size, in_order=in_order)
+        corners, scores = self.decode(maps, conf)
         if not self.end_to_end:
             return suppressed(corners, scores, iou)
         cells, classes = np.nonzero(scores > conf)  # a cell may have several classes
         found = Detections(corners[cells], scores[cells, classes], classes).best_first()
-        return found.where(slice(self.max_detections))
+        count = sum(box[0, 0].size for box in maps[::2])  # like Ultralytics' head, no more boxes than there are cells
+        return found.where(slice(min(self.max_detections, count)))
 
 
 def _distances(bins: FloatArray) -> FloatArray:
