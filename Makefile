@@ -14,9 +14,9 @@ help: ## Show this list
 
 setup: $(READY) ## Make the environment in .venv
 
-$(READY): pyproject.toml hatch_build.py yolo_lightbackbones_autoload.pth
+$(READY): pyproject.toml edge/pyproject.toml hatch_build.py yolo_lightbackbones_autoload.pth
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[dev]" --editable ./edge
 	touch $(READY)
 
 demo: $(READY) ## Train, validate, export and run a detector, in minutes and without a GPU
@@ -34,7 +34,7 @@ check: $(READY) ## Lint, types, and dangerous calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive yolo_lightbackbones examples tools
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive yolo_lightbackbones edge/src examples tools
 
 audit: $(READY) ## Known vulnerabilities of everything in the environment; asks PyPI, so it needs the network
 	$(BIN)/pip-audit --skip-editable

@@ -116,7 +116,7 @@ _SAVED_MODEL = (
 _ONNX = ("onnx", "onnxruntime")
 _BF16 = (
     "Ultralytics lets it compute in bfloat16 on CPUs that have it; with INFERENCE_PRECISION_HINT=f32, as in "
-    "examples/edge, boxes are within 0.01 px (tests/test_exports.py)"
+    "edge/, boxes are within 0.01 px (tests/test_exports.py)"
 )
 
 FORMATS = (

@@ -26,7 +26,7 @@ import numpy as np
 from yolo_lightbackbones.writing import write_bytes
 
 OUTPUT = Path("runs/demo")
-EDGE_SCRIPT = Path(__file__).parent / "edge" / "detect.py"
+EDGE = Path(__file__).parents[1] / "edge" / "src"  # a package of its own, which need not be installed
 IMGSZ = 128  # pixels; the digits are enlarged scans of 8 x 8, so little is lost from the pictures of 320 pixels
 GOAL = 0.5  # mAP50 on the val split; below it, the demo has failed
 SHOWN = 6  # pictures of the val split, two rows of three
@@ -65,7 +65,8 @@ def main() -> int:
     yolo("export", model=weights, format="onnx", imgsz=IMGSZ)
     samples = copy_samples(OUTPUT / "samples")
     drawn = OUTPUT / "edge"
-    run([sys.executable, EDGE_SCRIPT, weights.with_suffix(".onnx"), samples, "--out", drawn])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(EDGE), os.environ.get("PYTHONPATH")]))
+    run([sys.executable, "-m", "lightbackbones_edge", weights.with_suffix(".onnx"), samples, "--out", drawn])
     picture = join_pictures([drawn / sample.name for sample in sorted(samples.iterdir())], OUTPUT / "detections.png")
 
     print(f"\nmAP50 on the val split: {map50:.3f} (at least {GOAL} expected)")

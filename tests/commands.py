@@ -26,7 +26,7 @@ from typing import Any
 import forking
 from places import REPOSITORY
 
-PROGRAMS = ("yolo", "lightbackbones", "python", "pip", "make", "jupyter")
+PROGRAMS = ("yolo", "lightbackbones", "lightbackbones-edge", "python", "pip", "make", "jupyter")
 INSTALLERS = ("pip", "make")
 """They need the network or an environment of their own: what they name is checked, and they are not run."""
 
@@ -150,16 +150,22 @@ def _make(rest: list[str]) -> str | None:
 
 
 def _pip(rest: list[str]) -> str | None:
-    project = (REPOSITORY / "pyproject.toml").read_text()
-    extras = re.findall(r"^([\w-]+) = \[", project.partition("[project.optional-dependencies]")[2], re.MULTILINE)
     for word in rest:
-        if "yolo-lightbackbones" in word.replace("_", "-"):
-            return "the package is on no index; in a clone it is `.`"
-        asked = re.fullmatch(r"\.\[([\w,-]+)\]", word)
-        for extra in asked[1].split(",") if asked else []:
-            if extra not in extras:
-                return f"pyproject.toml has no extra {extra}"
+        for name, place in {"yolo-lightbackbones": ".", "lightbackbones-edge": "./edge"}.items():
+            if name in word.replace("_", "-"):
+                return f"the package is on no index; in a clone it is `{place}`"
+        asked = re.fullmatch(r"\.(?:/(\w+))?\[([\w,-]+)\]", word)
+        for extra in asked[2].split(",") if asked else []:
+            file = Path(asked[1] or "", "pyproject.toml")  # type: ignore[index]
+            project = (REPOSITORY / file).read_text()
+            extras = project.partition("[project.optional-dependencies]")[2]
+            if not re.search(rf"^{extra} = \[", extras, re.MULTILINE):
+                return f"{file} has no extra {extra}"
     return None
+
+
+def _edge(rest: list[str]) -> str | None:
+    return _python(["edge/src/lightbackbones_edge/command.py", *rest])
 
 
 def _python(rest: list[str]) -> str | None:
@@ -200,7 +206,14 @@ def _yolo(rest: list[str]) -> str | None:
     return None
 
 
-CHECKS = {"make": _make, "pip": _pip, "python": _python, "lightbackbones": _lightbackbones, "yolo": _yolo}
+CHECKS = {
+    "make": _make,
+    "pip": _pip,
+    "python": _python,
+    "lightbackbones": _lightbackbones,
+    "lightbackbones-edge": _edge,
+    "yolo": _yolo,
+}
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -233,6 +246,7 @@ class Installation:
         real = {
             "yolo": [self.yolo],
             "lightbackbones": [self.scripts / "lightbackbones"],
+            "lightbackbones-edge": [self.scripts / "lightbackbones-edge"],
             "python": [],
         }
         python = shlex.quote(str(self.python))

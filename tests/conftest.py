@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from commands import Installation, Server, forking_server
-from places import REPOSITORY, SHARED
+from places import EDGE, REPOSITORY, SHARED
 
+sys.path.insert(0, str(EDGE))  # a package of its own, which need not be installed for its tests
 os.environ["YOLO_AUTOINSTALL"] = "false"
 # Hundreds of processes import the package: the first compiles it for all, whatever the environment says of byte code.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

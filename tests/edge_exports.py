@@ -1,19 +1,17 @@
-"""Exported models and pictures for `examples/edge`, and the example in a process without torch."""
+"""Exported models and pictures for `lightbackbones_edge`, and its command in a process without torch."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import pytest
+from places import EDGE
 
-EDGE = Path(__file__).parents[1] / "examples" / "edge"
 IMGSZ = (96, 128)  # height, width: unequal, so that mixing them up shows
 # Height and width of pictures: enlarged and reduced, borders at the sides and above, even and odd ones.
 PICTURES = [(96, 128), (320, 320), (62, 203), (333, 100), (480, 641), (40, 50)]
@@ -21,16 +19,8 @@ PICTURES = [(96, 128), (320, 320), (62, 203), (333, 100), (480, 641), (40, 50)]
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 
-@contextlib.contextmanager
-def importable() -> Iterator[None]:
-    """Inside this block, the modules of `examples/edge` import each other, and tests them, by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EDGE)
-        yield
-
-
-def export(architecture: str, folder: Path, **options: object) -> Path:
-    """An ONNX file of a network with random weights whose many boxes depend on the picture."""
+def detector(architecture: str) -> Any:
+    """A `YOLO` with random weights whose many boxes depend on the picture."""
     import torch
     from ultralytics import YOLO
 
@@ -51,7 +41,14 @@ def export(architecture: str, folder: Path, **options: object) -> Path:
         coarse = torch.rand(16, 3, 6, 8)
         model.model.train()(torch.nn.functional.interpolate(coarse, IMGSZ, mode="bicubic").clamp(0, 1))
     model.model.eval().names = {i: f"kind {i}, a 'quoted' näme" for i in range(80)}
-    model.save(folder / "model.pt")
+    return model
+
+
+def export(architecture: str, folder: Path, **options: object) -> Path:
+    """An ONNX file of `detector`, and its `model.pt`."""
+    from ultralytics import YOLO
+
+    detector(architecture).save(folder / "model.pt")
     return Path(YOLO(folder / "model.pt").export(format="onnx", imgsz=IMGSZ, **options))
 
 
@@ -65,10 +62,10 @@ def write_pictures(folder: Path) -> Path:
 
 
 def run_without_torch(*args: object) -> str:
-    """Run `detect.py` in a process that cannot import the libraries of training, and return its output."""
+    """Run the command in a process that cannot import the libraries of training, and return its output."""
     unimportable = dict.fromkeys(("torch", "torchvision", "ultralytics", "onnx", "yaml", "yolo_lightbackbones"))
     code = f"import sys; sys.path.insert(0, {str(EDGE)!r}); sys.modules.update({unimportable})"
-    code += "; import detect; detect.main()"
+    code += "; from lightbackbones_edge.__main__ import main; main()"
     command = [sys.executable, "-c", code, *map(str, args)]
     # As bytes first: runtimes greet in whatever encoding they like.
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **PATIENT}

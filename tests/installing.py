@@ -18,9 +18,10 @@ def pip(*arguments: str, cwd: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of this checkout, built without network and without an isolated environment."""
-    pip("wheel", str(REPOSITORY), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), cwd=folder)
+def build_wheel(folder: Path, project: Path = REPOSITORY) -> Path:
+    """The wheel of this checkout, or of its `edge`, built without network and without an isolated environment."""
+    folder.mkdir(exist_ok=True)
+    pip("wheel", str(project), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 

@@ -7,6 +7,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 """The checkout, or the unpacked source archive."""
 
+EDGE = REPOSITORY / "edge" / "src"
+"""What `lightbackbones_edge` is imported from; `conftest.py` puts it on the path."""
+
 SHARED = REPOSITORY.parent / "shared"
 """Data that is in no repository and may lie beside the checkout. Tests that want it skip themselves without it."""
 

@@ -44,11 +44,14 @@ MARKDOWN = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
     REPOSITORY / "cfg" / "README.md",
     *sorted((REPOSITORY / "examples").rglob("*.md")),
+    REPOSITORY / "edge" / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
 ]
 YAMLS = [*sorted((REPOSITORY / "cfg").rglob("*.yaml")), *sorted((REPOSITORY / "examples").glob("*.yaml"))]
 SCRIPTS = [
-    path for folder in ("examples", "benchmarks", "tools") for path in sorted((REPOSITORY / folder).rglob("*.py"))
+    path
+    for folder in ("edge", "examples", "benchmarks", "tools")
+    for path in sorted((REPOSITORY / folder).rglob("*.py"))
 ]
 BLOCKS = {page.relative_to(REPOSITORY).as_posix(): commands.blocks(page) for page in [*MARKDOWN, *YAMLS, *SCRIPTS]}
 
@@ -68,12 +71,12 @@ HAS: dict[str, tuple[str, ...]] = {
     "docs/weights.md": ("repvit_m0_9_distill_450e.pth", "coco.yaml"),
     "cfg/README.md": ("FOLDER",),
     "examples/README.md": ("examples", "street.jpg", "best.pt", "init.pt", "data.yaml"),
-    "examples/edge/README.md": ("examples", "best.pt", "street.jpg"),
+    "edge/README.md": ("best.pt", "street.jpg"),
     "CONTRIBUTING.md": (),
 }
 """Page -> what the reader has before its first command. Everything else must come from commands further up."""
 
-FOLLOWED_BY = {"README.md": ("examples/edge/detect.py",)}
+FOLLOWED_BY = {"README.md": ("edge/src/lightbackbones_edge/command.py",)}
 """Page -> scripts whose docstrings' commands come after its own, in its folder: they take what it exports."""
 
 LEAVES = {
@@ -89,7 +92,7 @@ LEAVES = {
 NEEDS = {
     "README.md": ("sklearn", "onnx", "onnxruntime", "openvino", "nncf", "ncnn", "pnnx"),
     "examples/README.md": ("onnx", "onnxruntime"),
-    "examples/edge/README.md": ("onnx", "onnxruntime"),
+    "edge/README.md": ("onnx", "onnxruntime"),
 }
 """Page -> packages that its `pip install` lines bring."""
 
@@ -164,7 +167,10 @@ def test_what_is_not_run_names_what_there_is() -> None:
     ("command", "message"),
     [
         ('pip install "yolo-lightbackbones[litert]"', "on no index"),
-        ('pip install ".[edge]"', "no extra edge"),
+        ('pip install ".[edge]"', "pyproject.toml has no extra edge"),
+        ('pip install "./edge[tensorrt]"', "edge/pyproject.toml has no extra tensorrt"),
+        ("pip install lightbackbones-edge", "on no index; in a clone it is `./edge`"),
+        ("lightbackbones-edge best.onnx street.jpg --confidence 0.4", "no option --confidence"),
         ("make everything", "no target everything"),
         ("make test VENVS=.venv-2", "no target VENVS=.venv-2"),
         ("python examples/demos.py", "no examples/demos.py"),
@@ -187,7 +193,8 @@ def from_wheel(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     """An environment of its own, with the wheel in it and the checkout on no path."""
     folder = tmp_path_factory.mktemp("wheel")
     python = new_environment(folder / "environment")
-    pip("--python", str(python), "install", "--no-deps", "--no-index", str(build_wheel(folder)), cwd=folder)
+    wheels = [str(build_wheel(folder / part, REPOSITORY / part)) for part in (".", "edge")]
+    pip("--python", str(python), "install", "--no-deps", "--no-index", *wheels, cwd=folder)
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return Installation(python, python.parent, Path(sysconfig.get_path("scripts"), "yolo"), variables)
 

@@ -1,28 +1,24 @@
-"""The torch-free example: what it reads about a model, and its command."""
+"""The torch-free package: what it reads about a model, and its command."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from edge_exports import IMGSZ, export, importable, write_pictures
+from edge_exports import IMGSZ, export, write_pictures
+from lightbackbones_edge import command, metadata, runtimes
+from places import REPOSITORY
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def edge_on_path() -> Iterator[None]:
-    with importable():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,6 @@ NAMES = [
 
 
 def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
-    import metadata
     from ultralytics.utils import YAML
 
     values: dict[str, Any] = {
@@ -72,15 +67,24 @@ def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
         "task": "detect",
         "imgsz": list(IMGSZ),
         "names": dict(enumerate(NAMES)),
-        "args": {"batch": 1, "names": None, "nms": False},
+        "args": {"batch": 1, "names": None, "data": "it's: here.yaml", "quantize": "w8a16", "nms": False},
         "kpt_shape": [17, 3],
         "channels": 3,
         "end2end": False,
+        "raw_head": 1,
+        "raw_strides": [8, 16, 32],
+        "raw_reg_max": 16,
+        "raw_end2end": 0,
+        "raw_max_det": 300,
     }
     file = tmp_path / "metadata.yaml"
     YAML.save(file, values)
     assert YAML.load(file) == values
+    values["args"] = {"quantize": "w8a16", "nms": False}
     assert metadata.from_yaml(file) == {key: values[key] for key in metadata.KEYS}
+    values["args"]["quantize"] = 8
+    YAML.save(file, values)
+    assert metadata.from_yaml(file)["args"] == values["args"]
     assert metadata.from_yaml(tmp_path / "absent.yaml") == {}
 
 
@@ -98,8 +102,6 @@ def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_yaml_is_refused_and_not_guessed(text: str, tmp_path: Path) -> None:
-    import metadata
-
     (tmp_path / "metadata.yaml").write_text(text)
     key, _, _ = text.partition(":")
     with pytest.raises(ValueError, match=f"damaged at '{key}'"):
@@ -107,7 +109,6 @@ def test_unknown_yaml_is_refused_and_not_guessed(text: str, tmp_path: Path) -> N
 
 
 def test_metadata_of_onnx_without_onnx(plain: Path, tmp_path: Path) -> None:
-    import metadata
     import onnx
 
     assert metadata.from_onnx(plain) == {item.key: item.value for item in onnx.load(plain).metadata_props}
@@ -117,8 +118,6 @@ def test_metadata_of_onnx_without_onnx(plain: Path, tmp_path: Path) -> None:
 
 
 def test_metadata_of_older_tflite_files(tmp_path: Path) -> None:
-    import metadata
-
     file = tmp_path / "model.tflite"
     file.write_bytes(b"a flatbuffer")
     assert metadata.from_zip(file) == {}
@@ -131,21 +130,17 @@ def test_metadata_of_older_tflite_files(tmp_path: Path) -> None:
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
-    import detect
-
-    monkeypatch.setattr(sys, "argv", ["detect.py", *map(str, args)])
-    detect.main()
+    monkeypatch.setattr(sys, "argv", ["lightbackbones-edge", *map(str, args)])
+    command.main()
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import detect
-
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"a\.png could not be written: No space left on device\.$"):
-        detect.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+        command.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "opencv"])
@@ -204,19 +199,22 @@ def test_errors_are_one_clear_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "modules", "package"),
+    ("name", "modules", "package", "extra"),
     [
-        ("model.onnx", "onnxruntime", "onnxruntime"),
-        ("model.xml", "openvino", "openvino"),
-        ("model.ncnn.param", "ncnn", "ncnn"),
-        ("model.mnn", "MNN", "MNN"),
-        ("model.tflite", "ai_edge_litert tflite_runtime", "ai-edge-litert"),
+        ("model.onnx", "onnxruntime", "onnxruntime", "onnxruntime"),
+        ("model.xml", "openvino", "openvino", "openvino"),
+        ("model.ncnn.param", "ncnn", "ncnn", "ncnn"),
+        ("model.mnn", "MNN", "MNN", "mnn"),
+        ("model.tflite", "ai_edge_litert tflite_runtime", "ai-edge-litert", "litert"),
+        ("model.pte", "executorch", "executorch", "executorch"),
+        ("model.rknn", "rknnlite", "rknn-toolkit-lite2", "rknn"),
     ],
 )
 def test_missing_runtime(
     name: str,
     modules: str,
     package: str,
+    extra: str,
     *,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -229,16 +227,26 @@ def test_missing_runtime(
     (folder / name).touch()
     with pytest.raises(SystemExit):
         cli(monkeypatch, name, "picture.png")
-    assert capsys.readouterr().err == f"error: Running {name} needs {package}: pip install {package}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: Running {name} needs {package}: pip install {package}, or ")
+    assert f"[{extra}]" in line
+    project = (REPOSITORY / "edge" / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.search(rf"^{extra} = \[(.+?)\]( #.*)?$", project, re.MULTILINE)
+    assert packages
+    assert f'"{package}>=' in packages[1], "the extra brings it"
 
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("m.xml", "openvino"), ("m.ncnn.param", "ncnn"), ("m.mnn", "MNN"), ("m.tflite", "ai_edge_litert.interpreter")],
+    [
+        ("m.xml", "openvino"),
+        ("m.ncnn.param", "ncnn"),
+        ("m.mnn", "MNN"),
+        ("m.tflite", "ai_edge_litert.interpreter"),
+        ("m.pte", "executorch.runtime"),
+    ],
 )
 def test_a_damaged_model(name: str, module: str, tmp_path: Path) -> None:
-    import runtimes
-
     pytest.importorskip(module)
     (tmp_path / name).write_text("no such thing")
     if module == "ncnn":

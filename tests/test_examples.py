@@ -345,4 +345,4 @@ def test_the_notebook_runs(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_readme_lists_every_example() -> None:
     listed = set(re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", read("README.md"), re.M))
     present = {path.name for path in EXAMPLES.iterdir() if path.suffix in {".py", ".ipynb"}}
-    assert listed == present | {"edge/README.md", "third-party-package/pyproject.toml"}
+    assert listed == present | {"third-party-package/pyproject.toml"}

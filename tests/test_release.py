@@ -51,6 +51,8 @@ def tags_of_head(repository: Path) -> list[str]:
 def test_the_versions_agree(repository: Path) -> None:
     citation = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))["version"]
     changelog = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    edge = (repository / "edge" / "src" / "lightbackbones_edge" / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{yolo_lightbackbones.__version__}"' in edge, "lightbackbones-edge has another version"
     assert disagreements(tags_of_head(repository), yolo_lightbackbones.__version__, str(citation), changelog) == []
 
 

@@ -9,12 +9,21 @@ from __future__ import annotations
 import ast
 import json
 import re
+import reprlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-KEYS = {"task", "imgsz", "names", "channels", "end2end"}  # the rest of the file is skipped unread
+T = TypeVar("T")
+
+KEYS = {
+    *("task", "imgsz", "names", "channels", "end2end", "args"),
+    *("raw_head", "raw_strides", "raw_reg_max", "raw_end2end", "raw_max_det"),
+}
+"""What is read of a metadata.yaml; the rest of the file is skipped unread."""
+ARGUMENTS = {"nms", "quantize"}
+"""What is read of `args`, the arguments of the export."""
 
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)", re.DOTALL)
 _ESCAPED = dict(zip('0abtnvfre"\\/ _NLP', '\0\a\b\t\n\v\f\r\x1b"\\/ \xa0\x85\u2028\u2029', strict=True))
@@ -23,8 +32,8 @@ _ESCAPED = dict(zip('0abtnvfre"\\/ _NLP', '\0\a\b\t\n\v\f\r\x1b"\\/ \xa0\x85\u20
 def from_yaml(path: Path) -> dict[str, Any]:
     """Read `KEYS` from the ``metadata.yaml`` of an export; an absent file has none.
 
-    This is no YAML reader: it knows what PyYAML's dumper makes of a number, a string, a list of numbers and a mapping
-    from numbers to strings, which is all that `KEYS` hold.
+    This is no YAML reader: it knows what PyYAML's dumper makes of a number, a string, a list of numbers, a mapping
+    from numbers to strings and the `ARGUMENTS`, which is all that `KEYS` hold.
     """
     if not path.exists():
         return {}
@@ -44,6 +53,9 @@ def _value(path: Path, key: str, lines: list[str]) -> Any:
     try:
         if first.strip() or not "".join(rest).strip():
             return _literal(_scalar(lines)) if key != "task" else _scalar(lines)
+        if key == "args":
+            found = {name.strip(): text for name, text in _entries(rest)}
+            return {name: _literal_or_text(_scalar(found[name])) for name in sorted(ARGUMENTS & found.keys())}
         if key != "names":
             return [int(line.removeprefix("-")) for line in (line.strip() for line in rest) if line]
         return {int(number): _scalar(text) for number, text in _entries(rest)}
@@ -55,8 +67,15 @@ def _literal(text: str) -> Any:
     return {"true": True, "false": False, "null": None}[text] if text in ("true", "false", "null") else int(text)
 
 
+def _literal_or_text(text: str) -> Any:
+    try:
+        return _literal(text)
+    except ValueError:
+        return text
+
+
 def _entries(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Split ``number: text`` lines; deeper or empty lines continue the text."""
+    """Split ``key: text`` lines; deeper or empty lines continue the text."""
     number, text = "", list[str]()
     for line in lines:
         if line.startswith("  ") and not line.startswith("   "):
@@ -103,6 +122,26 @@ def _unescape(found: re.Match[str]) -> str:
     if code not in _ESCAPED:
         raise ValueError(code)
     return _ESCAPED[code]
+
+
+def literal(metadata: Mapping[str, Any], key: str, read: Callable[[Any], T], default: T) -> T:
+    """Read a value, or the Python that stands for it; literal_eval, for opening a model file must never run code.
+
+    Raises:
+        ValueError: `read` cannot make anything of it.
+    """
+    if key not in metadata:
+        return default
+    value = metadata[key]
+    try:
+        return read(ast.literal_eval(value) if isinstance(value, str) else value)
+    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
+        raise ValueError(f"The model's metadata are damaged: {key}={reprlib.repr(value)}.") from None
+
+
+def argument(metadata: Mapping[str, Any], name: str) -> Any:
+    """Value of an argument that the model was exported with; None if that is not told."""
+    return literal(metadata, "args", lambda arguments: arguments.get(name), None)
 
 
 def from_json(text: str | bytes) -> dict[str, Any]:
