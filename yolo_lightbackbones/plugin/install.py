@@ -1,6 +1,6 @@
 """Installs the backbones on Ultralytics, and removes them again.
 
-The plugin attaches to seven places (seams). Each is as small as possible, and is checked before it is touched
+The plugin attaches to eight places (seams). Each is as small as possible, and is checked before it is touched
 (`fit.py`):
 
 1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
@@ -17,6 +17,9 @@ The plugin attaches to seven places (seams). Each is as small as possible, and i
    (`models.py`).
 7. The constructors of models: a YAML with rows of ours is built for its `channels` if nothing else is asked for
    (`models.py`).
+8. `ultralytics.utils.torch_utils.prepare_qat` and `restore_qat`: our rows are folded before quantisers come in
+   (`quantising.py`). Two more callbacks, `on_train_batch_end` and `on_train_epoch_end`, stop such a training when
+   weights are no longer finite.
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
 Ultralytics stays exactly as it was.
@@ -34,7 +37,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from yolo_lightbackbones import autoload, registry
-from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, releases
+from yolo_lightbackbones.plugin import classes, command, fit, lookup, models, parse_model, quantising, releases
 from yolo_lightbackbones.plugin.fit import Ultralytics
 from yolo_lightbackbones.plugin.patching import Patches
 
@@ -131,6 +134,12 @@ def _put_flops(package: Ultralytics) -> None:
     _patches.replace(package.torch_utils, "get_flops", models.get_flops)
 
 
+def _put_quantising(package: Ultralytics) -> None:
+    for seam in (quantising.prepare_qat, quantising.restore_qat):
+        if hasattr(package.torch_utils, seam.__name__):  # older releases have no quantisation-aware training
+            _patches.replace(package.torch_utils, seam.__name__, seam)
+
+
 def _put_methods(package: Ultralytics) -> None:
     for seam in (models.fuse, models.is_fused, models.load):
         _patches.set(package.tasks.BaseModel, seam.__name__, seam, package.tasks)
@@ -159,6 +168,7 @@ _STEPS = (
     Step(_put_parser),
     Step(_put_lookup, lookup.remove),
     Step(_put_flops),
+    Step(_put_quantising),
     Step(_put_methods),
     Step(_put_constructors),
     Step(_put_callbacks),
