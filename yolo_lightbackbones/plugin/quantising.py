@@ -78,14 +78,10 @@ def restore_qat(original: Callable[..., Any]) -> Callable[..., Any]:
     return restore_qat
 
 
-def take_form(target: nn.Module, source: nn.Module) -> list[int]:
-    """Fold those rows of `target` that are folded in `source`, a model with quantisers; they stay trainable.
-
-    Returns:
-        the numbers of these rows.
-    """
+def take_form(target: Any, source: nn.Module) -> None:
+    """Fold those rows of `target` that are folded in `source`, a model with quantisers; they stay trainable."""
     if not has_quantisers(source):
-        return []
+        return
     mine, theirs = dict(_ours(target)), dict(_ours(source))
     folded = [
         number
@@ -93,8 +89,7 @@ def take_form(target: nn.Module, source: nn.Module) -> list[int]:
         if type(theirs.get(number)) is type(row) and fusion.is_folded(theirs[number]) and not fusion.is_folded(row)
     ]
     for number in folded:
-        target.model[number] = merged(mine[number])  # type: ignore[operator, index]
-    return folded
+        target.model[number] = merged(mine[number])
 
 
 def merged(row: nn.Module) -> nn.Module:
@@ -121,7 +116,7 @@ def _named(number: int, row: nn.Module) -> str:
     return f"row {number}, {type(row).__name__},"
 
 
-def _merge(model: nn.Module, image: Tensor) -> None:
+def _merge(model: Any, image: Tensor) -> None:
     """Fold our rows, each checked on its own input of this image (B, C, H, W); nothing is changed if one misfits."""
     rows = dict(_ours(model))
     inputs: dict[int, Any] = {}
@@ -148,7 +143,7 @@ def _merge(model: nn.Module, image: Tensor) -> None:
             )
         _check_equal(number, row, folded[number], inputs[number])
     for number, row in folded.items():
-        model.model[number] = row  # type: ignore[operator, index]
+        model.model[number] = row
 
 
 def _check_equal(number: int, row: nn.Module, folded: nn.Module, given: Any) -> None:
