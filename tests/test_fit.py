@@ -21,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.engine import exporter, trainer
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import block
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, checks
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, checks, torch_utils
 from ultralytics.utils.callbacks import default_callbacks
 
 from yolo_lightbackbones import fusion, plugin, recording
@@ -162,6 +162,11 @@ MISFITS = [
     (lambda patch: patch.delattr(block, "DFL"), "expectation of DFL", r"ultralytics\.nn\.modules\.block\.DFL is gone"),
     (rebuilt_expectation, "expectation of DFL", r"DFL is built differently: AttributeError"),
     (other_expectation, "expectation of DFL", r"DFL does not compute the expected bin numbers"),
+    (
+        lambda patch: patch.setattr(torch_utils, "prepare_qat", lambda net, loader: net),
+        "preparation of QAT",
+        r"prepare_qat takes net, loader, not model, dataloader, preprocess",
+    ),
 ]
 
 

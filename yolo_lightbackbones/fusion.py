@@ -105,6 +105,11 @@ def is_fused(module: nn.Module) -> bool:
     return all(m.folded or _first_obstacle(m) is not None for m in module.modules() if isinstance(m, Fusible))
 
 
+def is_folded(module: nn.Module) -> bool:
+    """Whether every part of `module` that can be folded is folded; quantisers and the like are no excuse."""
+    return all(m.folded for m in module.modules() if isinstance(m, Fusible))
+
+
 def has_folded(module: nn.Module) -> bool:
     """Whether anything in `module` is folded, so that weights from training do not fit it."""
     return any(m.folded for m in module.modules() if isinstance(m, Fusible))

@@ -19,7 +19,7 @@ class FoldedCircular(recording.SizeBound):
 
     Kernels and offsets depend on the size of the map: they are computed at the first map of a size, and kept until the
     size or the parameters change. An exporter also sees constants, whether or not the module has run before. A compiler
-    sees the parameters, because compiled code must follow their changes.
+    sees the parameters, because compiled code must follow their changes, and so does a training, for their gradients.
 
     A subclass registers the parameters in `sources`, calls `_settle` at the end of its constructor, and implements
     `_fixed_convs` and `_symbolic`.
@@ -40,11 +40,15 @@ class FoldedCircular(recording.SizeBound):
         raise NotImplementedError(f"{type(self).__name__} does not implement _symbolic().")
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_dynamo_compiling() or (self.any_size and recording.is_recording()):
+        if torch.compiler.is_dynamo_compiling() or (self.any_size and recording.is_recording()) or self._learns():
             return self._symbolic(x)
         for conv in self._convs(int(x.shape[2]), int(x.shape[3])):
             x = conv(x, as_matrix=not recording.is_recording() or self.records_matrix(conv.length))
         return x
+
+    def _learns(self) -> bool:
+        """Whether gradients are wanted for the parameters, as in a training that goes on after folding."""
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
     def _convs(self, height: int, width: int) -> tuple[FixedConv, ...]:
         """Return the convolutions for maps of this size."""

@@ -66,6 +66,7 @@ class FoldedParCBranch(FoldedCircular):
     """
 
     sources = ("kernel1", "scale1", "shift1", "kernel2", "shift2")
+    no_weight_decay_names = ("scale1", "shift1", "shift2")
     shift2: nn.Parameter | None
 
     def __init__(self, branch: ParCBranch) -> None:
@@ -154,6 +155,7 @@ class FoldedPositionAwareConv(FoldedCircular):
     """A `PositionAwareConv` for inference: a circular convolution and an offset. (B, dim, H, W) -> the same."""
 
     sources = ("kernel", "shift", "bias")
+    no_weight_decay_names = ("shift",)
     shift: nn.Parameter | None
 
     def __init__(self, conv: PositionAwareConv) -> None:

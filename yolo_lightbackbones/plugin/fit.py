@@ -15,13 +15,24 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from yolo_lightbackbones import registry
-from yolo_lightbackbones.plugin import classes, environment, exporting, models, parse_model, raw_files, training
+from yolo_lightbackbones.plugin import (
+    classes,
+    environment,
+    exporting,
+    models,
+    parse_model,
+    quantising,
+    raw_files,
+    training,
+)
 from yolo_lightbackbones.plugin.patching import is_ours
 from yolo_lightbackbones.plugin.row import TAP
 
 CALLBACKS = {
     "on_export_start": exporting.on_export_start,
     "on_pretrain_routine_end": training.on_pretrain_routine_end,
+    "on_train_batch_end": quantising.on_train_batch_end,
+    "on_train_epoch_end": quantising.on_train_epoch_end,
 }
 """Event of Ultralytics -> our callback."""
 
@@ -117,6 +128,13 @@ OPTIONAL = (
         "BaseBackend.apply_metadata",
         raw_files.misfit_of_backends,
         raw_files.UNREADABLE,
+    ),
+    Need(
+        "preparation of QAT",
+        "ultralytics.utils.torch_utils",
+        "prepare_qat",
+        quantising.misfit_of_preparation,
+        quantising.UNMERGED,
     ),
 )
 

@@ -1,6 +1,6 @@
 """Installs the backbones on Ultralytics, and removes them again.
 
-The plugin attaches to eight places (seams). Each is as small as possible, and is checked before it is touched
+The plugin attaches to ten places (seams). Each is as small as possible, and is checked before it is touched
 (`fit.py`):
 
 1. `ultralytics.nn.tasks.parse_model`: our rows are translated, then Ultralytics' own parser runs. For rows of blocks,
@@ -21,6 +21,9 @@ The plugin attaches to eight places (seams). Each is as small as possible, and i
    (`raw_files.py`). If it is gone, everything else works.
 9. `ultralytics.utils.checks.check_requirements`: while a model of ours is exported, it looks and does not install
    (`environment.py`).
+10. `ultralytics.utils.torch_utils.prepare_qat` and `restore_qat`: our rows are folded before quantisers come in
+    (`quantising.py`). Two more callbacks, `on_train_batch_end` and `on_train_epoch_end`, stop such a training when
+    weights are no longer finite.
 
 Either everything is installed or nothing. If a seam does not fit the installed version, one warning says so, and
 Ultralytics stays exactly as it was.
@@ -47,6 +50,7 @@ from yolo_lightbackbones.plugin import (
     lookup,
     models,
     parse_model,
+    quantising,
     raw_files,
     releases,
 )
@@ -151,6 +155,12 @@ def _put_requirements(package: Ultralytics) -> None:
         _patches.replace(package.checks, "check_requirements", environment.check_requirements)
 
 
+def _put_quantising(package: Ultralytics) -> None:
+    for seam in (quantising.prepare_qat, quantising.restore_qat):
+        if hasattr(package.torch_utils, seam.__name__):  # older releases have no quantisation-aware training
+            _patches.replace(package.torch_utils, seam.__name__, seam)
+
+
 def _put_methods(package: Ultralytics) -> None:
     for seam in (models.fuse, models.is_fused, models.load):
         _patches.set(package.tasks.BaseModel, seam.__name__, seam, package.tasks)
@@ -186,6 +196,7 @@ _STEPS = (
     Step(_put_lookup, lookup.remove),
     Step(_put_flops),
     Step(_put_requirements),
+    Step(_put_quantising),
     Step(_put_methods),
     Step(_put_constructors),
     Step(_put_callbacks),

@@ -19,7 +19,7 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.bounds import is_whole
 from yolo_lightbackbones.measure import cost
-from yolo_lightbackbones.plugin import releases, rows, sizes, transfer
+from yolo_lightbackbones.plugin import quantising, releases, rows, sizes, transfer
 
 MARKS = ("i", "f", "type", "np")
 """Attributes that Ultralytics' parser sets on every layer, and that its models read in the forward pass."""
@@ -73,6 +73,7 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
         source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         if not isinstance(source, nn.Module) or not (has_ours(self) or has_ours(source)):
             return original(self, weights, *args, **kwargs)
+        quantising.take_form(self, source)
         chosen = transfer.choose(self, source.float())
         for note in chosen.notes:
             warnings.warn(note, stacklevel=3)
