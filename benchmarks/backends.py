@@ -110,11 +110,23 @@ def openvino(model: nn.Module, x: Tensor, folder: Path, threads: int) -> Built:
     return Built(lambda image: list(built(image).values()), folder / "m.bin")
 
 
+class _Tuple(nn.Module):
+    """Returns the outputs as a tuple: pnnx makes a list an expression, which NCNN does not know."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        out: Tensor | list[Tensor] = self.model(x)
+        return out if isinstance(out, Tensor) else tuple(out)
+
+
 def ncnn(model: nn.Module, x: Tensor, folder: Path, threads: int) -> Built:
     import ncnn as runtime
     import pnnx
 
-    pnnx.export(model, str(folder / "m.pt"), inputs=x, fp16=False)
+    pnnx.export(_Tuple(model).eval(), str(folder / "m.pt"), inputs=x, fp16=False)
     net = runtime.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False

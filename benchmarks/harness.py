@@ -130,7 +130,7 @@ def read(file: Path) -> dict[tuple[Any, ...], Row]:
 
 def write(file: Path, rows: Iterable[Row], text: str) -> None:
     """Write rows as JSON, and `text` beside it as Markdown."""
-    ordered = sorted(rows, key=lambda row: [str(part).rjust(8, "0") for part in key(row)])
+    ordered = sorted(rows, key=key)
     write_text(file, json.dumps(ordered, indent=1) + "\n")
     write_text(file.with_suffix(".md"), text)
 

@@ -99,7 +99,10 @@ def _inference(job: Job, size: int, batch: int, folder: Path) -> Row:
     row: Row = {}
     if built:
         limits = {"rounds": job["rounds"], "seconds": job["seconds"]}
-        row = harness.race(built, images, expected, tolerance=runtime.tolerance, **limits)
+        try:
+            row = harness.race(built, images, expected, tolerance=runtime.tolerance, **limits)
+        except harness.DifferentResultsError as error:
+            failed["comparison"] = str(error)
     return {**row, "failed": failed} if failed else row
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference import Reference, Stage
@@ -100,7 +101,7 @@ class SparseAttention(nn.Module):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         tokens = self.norm(tokens)
         if self.rate > 1:
-            tokens = to_tokens(to_map(tokens, height, width)[:, :, :: self.rate, :: self.rate])
+            tokens = to_tokens(F.avg_pool2d(to_map(tokens, height, width), 1, self.rate))
         batch, count, dim = map(int, tokens.shape)
         qkv = self.qkv(tokens).reshape(batch, count, 3, dim // self.head_dim, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, head_dim) each
