@@ -49,9 +49,12 @@ cfg: $(READY) ## Write the model YAMLs anew, with the figures of the built model
 docs: $(READY) ## Build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(READY) ## Speed and memory, as ratios of interleaved runs
+bench: $(READY) ## Speed and memory, as ratios of interleaved runs, into benchmarks/speed.md (hours)
 	$(BIN)/python benchmarks/autoload.py
 	$(BIN)/python benchmarks/circular.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --training
+	$(BIN)/python benchmarks/speed.py --share
 
 export-matrix: $(READY) ## Every family in every edge format: accuracy, errors and speed into docs/exports.md (hours)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet executorch coremltools

@@ -15,34 +15,31 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from yolo_lightbackbones.measure import timing
 from yolo_lightbackbones.writing import write_text
 
 SWITCH = "YOLO_LIGHTBACKBONES_AUTOLOAD"
 
 
-def start_ms(switch: str) -> float:
-    """Milliseconds from starting `python -c pass` to its end."""
-    begin = time.perf_counter()
+def start(switch: str) -> None:
+    """Start `python -c pass` and wait for its end."""
     subprocess.run([sys.executable, "-c", "pass"], env={**os.environ, SWITCH: switch}, check=True)
-    return (time.perf_counter() - begin) * 1e3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=100)
     runs = parser.parse_args().runs
-    start_ms("1")  # writes the bytecode
-    on, off = zip(*[(start_ms("1"), start_ms("0")) for _ in range(runs)], strict=True)
+    on, off = timing.interleaved([lambda: start("1"), lambda: start("0")], runs, warm_up=1)  # which writes the bytecode
     result = {
         "python": sys.version.split()[0],
         "runs": runs,
-        "with_ms": round(statistics.median(on), 3),
-        "without_ms": round(statistics.median(off), 3),
-        "added_ms": round(statistics.median(a - b for a, b in zip(on, off, strict=True)), 3),
-        "ratio": round(statistics.median(a / b for a, b in zip(on, off, strict=True)), 3),
+        "with_ms": round(on.median, 3),
+        "without_ms": round(off.median, 3),
+        "added_ms": round(statistics.median(a - b for a, b in zip(on.rounds, off.rounds, strict=True)), 3),
+        "ratio": round(timing.ratio(on, off), 3),
     }
     print(json.dumps(result, indent=2))
     write_text(Path(__file__).with_suffix(".json"), json.dumps(result, indent=2) + "\n")

@@ -60,11 +60,17 @@ def interleaved(
 
 
 def summary(rounds: Sequence[float]) -> Latency:
-    """Median and quartiles of times in milliseconds."""
+    """Median and quartiles of one number per round, such as its time in milliseconds."""
     low, median, high = statistics.quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else [*rounds] * 3
     return Latency(median, low, high, tuple(rounds))
 
 
 def ratio(latency: Latency, reference: Latency) -> float:
     """Ratio of a latency to a reference: the median of the ratios of all rounds."""
-    return statistics.median(a / b for a, b in zip(latency.rounds, reference.rounds, strict=True))
+    return ratio_quartiles(latency, reference)[1]
+
+
+def ratio_quartiles(latency: Latency, reference: Latency) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratios of all rounds to a reference."""
+    found = summary([a / b for a, b in zip(latency.rounds, reference.rounds, strict=True)])
+    return found.low, found.median, found.high
