@@ -25,9 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from formats import FORMATS, LIMITS, Format, overlay_of, versions
+from formats import FORMATS, Format, overlay_of, versions
 from pages import with_part
 
+from yolo_lightbackbones.plugin.proof import LIMITS
 from yolo_lightbackbones.writing import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,10 +50,9 @@ def int8_formats() -> list[Format]:
 
 def measure(chosen: Format, weights: str, *, raw: bool, data: str, imgsz: int, reference: float | None) -> Row:
     """Export one detector and validate the file."""
-    from exports import _map, _size
     from ultralytics import YOLO
 
-    from yolo_lightbackbones.plugin import raw_heads
+    from yolo_lightbackbones.plugin import proof, raw_heads
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -61,9 +61,11 @@ def measure(chosen: Format, weights: str, *, raw: bool, data: str, imgsz: int, r
         asked = raw_heads.asked() if raw else contextlib.nullcontext()
         with asked, _kept_simulators() as simulators:
             file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
-        exported = _on_simulator(simulators[0], file) if chosen.name == "rknn" else file
-        row = {"megabytes": round(_size(file) / 1e6, 1), "map": _map(exported, imgsz, data)}
-        return {**row, "reference_map": _map(checkpoint, imgsz, data) if reference is None else reference}
+        detector = YOLO(checkpoint)
+        exported = _on_simulator(simulators[0], file) if chosen.name == "rknn" else proof.opened(file, detector)
+        size = imgsz, imgsz
+        row = {"megabytes": round(proof.megabytes(file), 1), "map": proof.validate(exported, data, size)}
+        return {**row, "reference_map": proof.validate(detector, data, size) if reference is None else reference}
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def _on_simulator(rknn: Any, folder: Path) -> Any:
         def inference(self, inputs: list[Any]) -> Any:
             return rknn.inference(inputs=inputs, data_format=["nhwc"])
 
-    class Backend(RKNNBackend):
+    class Backend(RKNNBackend):  # type: ignore[misc]
         def load_model(self, weight: Any) -> None:
             self.model = Board()
             self.apply_metadata(self.read_metadata(folder))
@@ -141,7 +143,7 @@ def key_of(row: Row) -> tuple[str, str, str, bool]:
 
 def missed(row: Row) -> bool:
     """Whether the export changes mAP50-95 by more than INT8 may."""
-    return round(abs(row["map"] - row["reference_map"]), 4) > LIMITS["int8"]
+    return bool(round(abs(row["map"] - row["reference_map"]), 4) > LIMITS["int8"].map)
 
 
 def cell(row: Row | None) -> str:
@@ -178,7 +180,7 @@ def write(results: dict[tuple[str, str, str, bool], Row]) -> None:
     order = sorted(results, key=lambda key: (key[0], labels.index(key[1]), *key[2:]))
     rows = [results[key] for key in order]
     write_text(RESULTS, json.dumps(rows, indent=1) + "\n")
-    head = f"Changes of mAP50-95, in bold where they are more than {LIMITS['int8']}."
+    head = f"Changes of mAP50-95, in bold where they are more than {LIMITS['int8'].map}."
     write_text(PAGE, with_part(PAGE.read_text(), "raw heads", f"{head}\n\n{table(rows)}"))
 
 
