@@ -76,6 +76,9 @@ def test_what_is_trained_is_what_runs(detector: Any) -> None:
     for row in ours(net).values():
         assert not [module for module in row.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         assert fusion.is_folded(row)
+        layers = [module for module in row.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        assert layers
+        assert all(layer.weight_quantizer.is_enabled and layer.input_quantizer.is_enabled for layer in layers)
     quantised = outputs(net, image)
     switch_quantisers(net, on=False)
     torch.testing.assert_close(outputs(net, image), floats, rtol=1e-3, atol=2e-3)

@@ -17,7 +17,7 @@ def runs_here() -> bool:
 
 
 def excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A replacement for `sys.excepthook` that prints a mistake of the user as one line, and passes on all other errors."""
+    """A replacement for `sys.excepthook` that prints the errors of this package as one line, and passes on others."""
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, ConfigError | QuantisingError):
