@@ -58,6 +58,7 @@ def measure(checkpoint: Path, data: str, imgsz: int, overrides: dict[str, Any]) 
             "qat": after,
             "onnx": val(file),
             **count(file),
+            "others": overrides,
             "epochs": model.trainer.epochs,
             "lr0": model.trainer.args.lr0,
         }

@@ -88,6 +88,20 @@ def test_a_folded_kernel_that_changes_is_computed_anew(way: str) -> None:
         torch.testing.assert_close(run(exported, x), run(branch, x), rtol=tolerance, atol=tolerance)
 
 
+def test_a_folded_branch_learns_as_the_branch_does() -> None:
+    branch, folded, x = folded_branch()
+    folded.requires_grad_(True)
+    for module in (branch, folded):
+        module(x).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in folded.parameters())
+    for seen, wanted in ((folded.kernel1, branch.conv1.weight), (folded.kernel2, branch.conv2.weight)):
+        torch.testing.assert_close(seen.grad, wanted.grad, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        folded.kernel1.add_(folded.kernel1.grad, alpha=-1e-3)
+        branch.conv1.weight.add_(branch.conv1.weight.grad, alpha=-1e-3)
+    torch.testing.assert_close(run(folded, x), run(branch, x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_compiled_branch_follows_its_kernels() -> None:
     branch, folded, x = folded_branch()
     compiled = torch.compile(folded, backend="eager", fullgraph=True)

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from ultralytics import YOLO
 from ultralytics.utils import torch_utils
 
 from yolo_lightbackbones import fusion
+from yolo_lightbackbones.datasets.digits import build_digits
 from yolo_lightbackbones.plugin import quantising
 from yolo_lightbackbones.plugin.quantising import MissingPackageError, QuantisingError
 
@@ -74,6 +76,9 @@ def test_what_is_trained_is_what_runs(detector: Any) -> None:
     for row in ours(net).values():
         assert not [module for module in row.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         assert fusion.is_folded(row)
+        layers = [module for module in row.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        assert layers
+        assert all(layer.weight_quantizer.is_enabled and layer.input_quantizer.is_enabled for layer in layers)
     quantised = outputs(net, image)
     switch_quantisers(net, on=False)
     torch.testing.assert_close(outputs(net, image), floats, rtol=1e-3, atol=2e-3)
@@ -124,7 +129,8 @@ import sys, torch
 torch.set_num_threads(1)  # sums in another order may round to a neighbouring step
 from ultralytics import YOLO
 model, image = YOLO(sys.argv[1]).model, torch.load(sys.argv[2])
-torch.save(model.eval()(image)[0].detach(), sys.argv[3])
+with torch.no_grad():
+    torch.save(model.eval()(image)[0], sys.argv[3])
 """
 
 
@@ -179,6 +185,58 @@ def test_the_onnx_file_has_quantised_convolutions_and_no_norms(tmp_path: Path) -
     seen = onnxruntime.InferenceSession(file).run(None, {"images": image.numpy()})[0]
     # random weights amplify steps that round to a neighbour; a wrong scale gives 1
     assert (torch.from_numpy(seen) - expected)[:, 4:].abs().mean() < 0.1 * expected[:, 4:].std()
+
+
+@needs_modelopt
+def test_timm_rows_are_folded_as_well(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    detector, image = awake_detector("yolo11n_mobilenetv4.yaml"), random_image(64, 64)
+    floats = outputs(detector.model, image)
+    net = detector.model = prepare(detector.model).half().float()
+    expected = outputs(net, image)
+    assert not [m for m in ours(net)[0].modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    detector.ckpt = {}
+    detector.save(tmp_path / "qat.pt")
+    torch.testing.assert_close(outputs(YOLO(tmp_path / "qat.pt").model, image), expected, rtol=1e-4, atol=1e-4)
+    switch_quantisers(net, on=False)
+    assert (outputs(net, image) - floats)[:, 4:].abs().max() < 0.01  # half precision
+    assert (expected - floats)[:, 4:].abs().max() > 0.01, "the quantisers do nothing"
+
+
+@needs_modelopt
+@pytest.mark.slow
+def test_a_training_is_interrupted_and_resumed(tmp_path: Path) -> None:
+    def interrupt(trainer: Any) -> None:
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    awake = awake_detector("yolov5n_parcnet.yaml")
+    awake.ckpt = {}
+    awake.save(tmp_path / "trained.pt")
+    digits = build_digits(tmp_path / "digits", train_images=8, val_images=2)
+    (data := tmp_path / "data.yaml").write_text(f"path: {digits}\ntrain: images/train\nval: images/val\nnc: 10\n")
+    options = {"imgsz": 64, "batch": 4, "workers": 0, "amp": False, "plots": False, "lr0": 1e-4, "optimizer": "AdamW"}
+    run = YOLO(tmp_path / "trained.pt")
+    run.add_callback("on_model_save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(data=str(data), project=str(tmp_path), name="run", epochs=2, quantize=8, **options)
+    last = tmp_path / "run" / "weights" / "last.pt"
+    again, seen = YOLO(last), []
+    saved = {name: value.clone() for name, value in again.model.state_dict().items()}
+    again.add_callback("on_train_start", seen.append)
+    again.train(resume=True)
+    (trainer,) = seen
+    assert trainer.start_epoch == 1
+    assert {name: value.shape for name, value in trainer.model.state_dict().items()} == {
+        name: value.shape for name, value in saved.items()
+    }
+    final = YOLO(last).model
+    assert torch_utils.is_qat(final)
+    assert all(fusion.is_folded(row) for row in ours(final).values())
+    ranges = [name for name in saved if name.endswith("input_quantizer._amax")]
+    assert ranges
+    for name in ranges:
+        torch.testing.assert_close(final.state_dict()[name].float(), saved[name].float(), rtol=1e-3, atol=0)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -271,6 +329,18 @@ def test_broken_weights_are_refused(repvit: Any, preparing: Any) -> None:
     nn.init.constant_(net.get_submodule("model.0.stem.conv1.conv").get_parameter("weight"), torch.nan)
     with pytest.raises(QuantisingError, match=r"output of row 0, RepViT, is not finite before"):
         preparing(net)
+
+
+def test_a_training_of_folded_rows_without_quantisers_is_told(repvit: Any) -> None:
+    folded, trainer = copy.deepcopy(repvit), SimpleNamespace(model=repvit, args=SimpleNamespace(quantize=None))
+    folded.model[0] = quantising.merged(folded.model[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantising.on_training(trainer)
+        quantising.on_training(SimpleNamespace(model=folded, args=SimpleNamespace(quantize=8)))
+    trainer.model = SimpleNamespace(module=folded)  # of a distributed training
+    with pytest.warns(UserWarning, match="weights of row 0, RepViT, come from a training with quantize=8"):
+        quantising.on_training(trainer)
 
 
 def test_a_training_stops_when_weights_are_not_finite(repvit: Any) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from yolo_lightbackbones import layers
 from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.blocks import BlockRow
-from yolo_lightbackbones.plugin import pretrained, releases, sizes
+from yolo_lightbackbones.plugin import pretrained, quantising, releases, sizes
 
 WEIGHT, NO_DECAY, MUON, BIAS = "weight", "bn", "muon", "bias"
 """Ultralytics' labels of groups (key `param_group`): with weight decay, without, orthogonalised, biases."""
@@ -39,6 +39,7 @@ def on_pretrain_routine_end(trainer: Any) -> None:
     """Prepare a training; Ultralytics' callback on every worker, after the optimizer is built or resumed."""
     sizes.on_training(trainer)
     pretrained.on_training(trainer)
+    quantising.on_training(trainer)
     try:
         regroup(trainer.optimizer, trainer.model)
     except ValueError as error:
