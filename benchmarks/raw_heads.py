@@ -100,13 +100,11 @@ def _on_simulator(rknn: Any, folder: Path) -> Any:
         def inference(self, inputs: list[Any]) -> Any:
             return rknn.inference(inputs=inputs, data_format=["nhwc"])
 
-    class Backend(RKNNBackend):
-        def load_model(self, weight: Any) -> None:
-            self.model = Board()
-            self.apply_metadata(self.read_metadata(folder))
+    def load_model(self: Any, weight: Path) -> None:
+        self.model = Board()
+        self.apply_metadata(self.read_metadata(weight))
 
-    Backend.__name__ = RKNNBackend.__name__
-    backend = Backend(folder, torch.device("cpu"))
+    backend = type("RKNNBackend", (RKNNBackend,), {"load_model": load_model})(folder, torch.device("cpu"))
 
     class Simulator(torch.nn.Module):
         stride = torch.tensor([8, 16, 32])
@@ -141,7 +139,7 @@ def key_of(row: Row) -> tuple[str, str, str, bool]:
 
 def missed(row: Row) -> bool:
     """Whether the export changes mAP50-95 by more than INT8 may."""
-    return round(abs(row["map"] - row["reference_map"]), 4) > LIMITS["int8"]
+    return bool(round(abs(row["map"] - row["reference_map"]), 4) > LIMITS["int8"])
 
 
 def cell(row: Row | None) -> str:
