@@ -1,4 +1,4 @@
-"""The `yolo` command: a mistake in a YAML is shown as one sentence, without a traceback."""
+"""The `yolo` command: our own errors about YAMLs and raw heads are shown as one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from yolo_lightbackbones.plugin.raw_files import RawHeadError
 from yolo_lightbackbones.plugin.row import ConfigError
 
 
@@ -16,10 +17,10 @@ def runs_here() -> bool:
 
 
 def excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A replacement for `sys.excepthook` that prints a `ConfigError` as one line, and passes on all other errors."""
+    """A replacement for `sys.excepthook` that prints our own errors as one line, and passes on all others."""
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | RawHeadError):
             print(f"yolo_lightbackbones: {error}", file=sys.stderr)
         else:
             original(kind, error, trace)
