@@ -102,13 +102,11 @@ def _on_simulator(rknn: Any, folder: Path) -> Any:
         def inference(self, inputs: list[Any]) -> Any:
             return rknn.inference(inputs=inputs, data_format=["nhwc"])
 
-    class Backend(RKNNBackend):  # type: ignore[misc]
-        def load_model(self, weight: Any) -> None:
-            self.model = Board()
-            self.apply_metadata(self.read_metadata(folder))
+    def load_model(self: Any, weight: Path) -> None:
+        self.model = Board()
+        self.apply_metadata(self.read_metadata(weight))
 
-    Backend.__name__ = RKNNBackend.__name__
-    backend = Backend(folder, torch.device("cpu"))
+    backend = type("RKNNBackend", (RKNNBackend,), {"load_model": load_model})(folder, torch.device("cpu"))
 
     class Simulator(torch.nn.Module):
         stride = torch.tensor([8, 16, 32])

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from ultralytics import YOLO
 from ultralytics.engine import exporter, trainer
 from ultralytics.nn import tasks
+from ultralytics.nn.backends import base
 from ultralytics.nn.modules import block
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, checks, torch_utils
 from ultralytics.utils.callbacks import default_callbacks
@@ -160,6 +161,16 @@ MISFITS = [
     ),
     (lambda patch: patch.delattr(exporter, "Exporter"), "steps of exports", r"Exporter is gone"),
     (lambda patch: patch.delattr(block, "DFL"), "expectation of DFL", r"ultralytics\.nn\.modules\.block\.DFL is gone"),
+    (
+        lambda patch: patch.delattr(base.BaseBackend, "apply_metadata"),
+        "metadata of exported files",
+        r"BaseBackend\.apply_metadata is gone",
+    ),
+    (
+        lambda patch: patch.setattr(base.BaseBackend, "apply_metadata", lambda self, values: None),
+        "metadata of exported files",
+        r"apply_metadata\(self, values\) does not start with \(self, metadata\)",
+    ),
     (rebuilt_expectation, "expectation of DFL", r"DFL is built differently: AttributeError"),
     (other_expectation, "expectation of DFL", r"DFL does not compute the expected bin numbers"),
     (

@@ -131,7 +131,7 @@ def test_rknn_exports_raw_maps_in_int8(detector: Path, monkeypatch: pytest.Monke
     def convert(onnx_file: str, output_dir: Path, **_: Any) -> str:
         found.append(onnx.load(onnx_file))
         output_dir.mkdir(exist_ok=True)
-        (output_dir / "best.rknn").write_bytes(bytes(100_000))
+        (output_dir / "best.rknn").write_bytes(bytes(200_000))
         return str(output_dir)
 
     monkeypatch.setattr(rknn_export, "onnx2rknn", convert)

@@ -1,4 +1,4 @@
-"""The `yolo` command: a mistake in a YAML, and what stops QAT, is shown as one sentence, without a traceback."""
+"""The `yolo` command: mistakes in YAMLs, and what stops QAT or raw heads, are shown as one sentence each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from yolo_lightbackbones.plugin.quantising import QuantisingError
+from yolo_lightbackbones.plugin.raw_files import RawHeadError
 from yolo_lightbackbones.plugin.row import ConfigError
 
 
@@ -17,10 +18,10 @@ def runs_here() -> bool:
 
 
 def excepthook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A replacement for `sys.excepthook` that prints the errors of this package as one line, and passes on others."""
+    """A replacement for `sys.excepthook` that prints our own errors as one line, and passes on all others."""
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, ConfigError | QuantisingError):
+        if isinstance(error, ConfigError | QuantisingError | RawHeadError):
             print(f"yolo_lightbackbones: {error}", file=sys.stderr)
         else:
             original(kind, error, trace)

@@ -1,21 +1,10 @@
 """Exported files with raw heads: what their metadata say, and the seam through which Ultralytics reads them.
 
-The metadata are flat, numbers, strings and lists of numbers, because they are also read where there is no YAML:
+docs/raw-heads.md lists the keys. Values are flat: numbers, strings and lists of numbers, because they are also read
+where there is no YAML. Two keys of Ultralytics' own differ, and get their values back before anything reads them:
 
-| key | value |
-|---|---|
-| `raw_head` | version of this table, `1` |
-| `raw_strides` | `[8, 16, 32]`, the levels in the order of the outputs |
-| `raw_reg_max` | bins per side of a box, `16`; with `1` the box maps hold distances |
-| `raw_extra` | what the third map of a level is, one of `decoding.EXTRAS`; empty for detection |
-| `raw_end2end` | `1` if the maps are those of a one-to-one branch, whose boxes need no NMS |
-| `raw_max_det` | most boxes that such a branch returns |
-| `raw_batch` | what `batch` is in other files |
-| `batch` | a sentence, where Ultralytics expects a number: without this plugin, loading the file ends with it |
-| `end2end` | always true, so that Ultralytics' converters do not rescale the first output; `raw_end2end` counts |
-
-`names`, `task`, `imgsz`, `kpt_shape` and the rest are as in other files. With the plugin, `batch` and `end2end` get
-their values back before anything reads them.
+- `batch` is a sentence where Ultralytics expects a number. Without this plugin, loading the file ends with it.
+- `end2end` is always true, because Ultralytics' converters to LiteRT and RKNN rescale the first output otherwise.
 """
 
 from __future__ import annotations
@@ -48,6 +37,10 @@ WITHOUT_US = (
 """Stands for the batch in the metadata. Ultralytics converts it by `int`, whose error quotes 200 characters."""
 
 
+class RawHeadError(ValueError):
+    """A raw head that cannot be exported, or a file with one that cannot be read. The message is one sentence."""
+
+
 def to_metadata(layout: Layout, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a file with that raw head, from those that Ultralytics would write."""
     return {
@@ -71,11 +64,11 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[Layout, dict[str, Any]]:
         What its outputs are, and the metadata without the changes that keep others from reading the file.
 
     Raises:
-        ValueError: for another version, or for keys that are missing or damaged.
+        RawHeadError: for another version, or for keys that are missing or damaged.
     """
     version = _value(metadata, KEY, is_whole)
     if version != VERSION:
-        raise ValueError(
+        raise RawHeadError(
             f"This file holds raw head maps of version {quoted(version)}, and this yolo_lightbackbones reads version "
             f"{VERSION}. Install the release that exported it, or export it again."
         )
@@ -106,7 +99,7 @@ def apply_metadata(original: Callable[..., None]) -> Callable[..., None]:
         def forward(*inputs: Any, **options: Any) -> list[Tensor]:
             maps = [torch.as_tensor(value).float() for value in _in_order(self, run(*inputs, **options), layout)]
             if problem := layout.problem(maps):
-                raise ValueError(
+                raise RawHeadError(
                     f"This file cannot be decoded: its metadata describe a raw head, but {problem}. Export it again."
                 )
             return decode(maps, layout)
@@ -149,7 +142,7 @@ def _in_order(backend: Any, outputs: Sequence[Any], layout: Layout) -> Sequence[
     named = find(backend, outputs, layout)
     missing = [name for name in layout.names if name not in named]
     if missing or len(named) != len(layout.names):
-        raise ValueError(
+        raise RawHeadError(
             f"This file cannot be decoded: its metadata describe a raw head with the outputs {listed(layout.names)}, "
             f"but it gives {listed(named)}. Export it again."
         )
@@ -207,7 +200,7 @@ def _value(metadata: Mapping[str, Any], key: str, fits: Callable[[Any], bool]) -
             value = None
     if value is None or not fits(value):
         found = f"has {key}={quoted(given)}" if key in metadata else f"lacks {key}"
-        raise ValueError(f"The metadata of this file describe a raw head, but it {found}. Export it again.")
+        raise RawHeadError(f"The metadata of this file describe a raw head, but it {found}. Export it again.")
     return value
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from yolo_lightbackbones.messages import listed
 from yolo_lightbackbones.plugin import formats, raw_files, releases
 from yolo_lightbackbones.plugin.decoding import Layout, decode
+from yolo_lightbackbones.plugin.raw_files import RawHeadError
 
 _asked: contextvars.ContextVar[bool] = contextvars.ContextVar("raw_heads_asked", default=False)
 
@@ -110,7 +111,7 @@ def prepare(exporter: Any) -> None:
     """Let an export that is about to start write a raw head.
 
     Raises:
-        ValueError: if the model, the format or the arguments do not allow a raw head.
+        RawHeadError: if the model, the format or the arguments do not allow a raw head.
     """
     model, options = exporter.model, exporter.args
     _refuse_misfits(model, options)
@@ -132,19 +133,19 @@ def _refuse_misfits(model: Any, options: Any) -> None:
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else model
     name = type(head).__name__
     if not _is_a(head, "Detect") or any(_is_a(head, other) for other in OTHER_HEADS):
-        raise ValueError(
+        raise RawHeadError(
             f"A raw head is asked for, but this model ends in {name}; raw heads exist for {HEADS}. "
             "Export it without a raw head."
         )
     if getattr(options, "nms", False):
-        raise ValueError("A raw head is asked for together with nms=True, which needs decoded boxes. Leave one out.")
+        raise RawHeadError("A raw head is asked for together with nms=True, which needs decoded boxes. Leave one out.")
     if not formats.find(options.format).raw_heads:
-        raise ValueError(
+        raise RawHeadError(
             f"A raw head is asked for in format={options.format}, but raw heads were tested only as "
             f"{listed(formats.with_raw_heads())}. Choose one of these, or export without a raw head."
         )
     if len(model.names) != head.nc:
-        raise ValueError(
+        raise RawHeadError(
             f"A raw head is asked for, but the model has {len(model.names)} names for {head.nc} classes. "
             "Give each class one name."
         )
@@ -154,7 +155,7 @@ def _prove(model: nn.Module, head: nn.Module, raw: RawHead, image: Tensor) -> No
     """Compare the decoded maps with the head's own output, on random features of the sizes of this export.
 
     Raises:
-        ValueError: if they differ: this is not the head that we know.
+        RawHeadError: if they differ: this is not the head that we know.
     """
     shapes: list[torch.Size] = []
 
@@ -181,7 +182,7 @@ def _prove(model: nn.Module, head: nn.Module, raw: RawHead, image: Tensor) -> No
         for seen, wanted in zip(decoded, expected, strict=True):
             torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-5 * scale)
     except Exception as error:  # any error means that this is not the head that we know
-        raise ValueError(
+        raise RawHeadError(
             f"A raw head is asked for, but {type(head).__name__} of Ultralytics {releases.version()} does not compute "
             f"what this release of yolo_lightbackbones decodes ({releases.TESTED_VERSIONS} do). Export it without a "
             "raw head."
