@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -23,13 +22,11 @@ from typer.testing import CliRunner, Result
 from ultralytics import YOLO
 
 from yolo_lightbackbones import plugin
-from yolo_lightbackbones.cli import app
+from yolo_lightbackbones.cli import app, export_run
 from yolo_lightbackbones.datasets.digits import build_digits
 from yolo_lightbackbones.plugin import devices, proof
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-command = importlib.import_module("yolo_lightbackbones.cli.export")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with best.pt, data.yaml and pictures."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "ROUNDS", 1)
+    monkeypatch.setattr(export_run, "ROUNDS", 1)
     for name in ("best.pt", "data.yaml"):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     (tmp_path / "pictures").symlink_to(made / "digits" / "images" / "val")
@@ -69,7 +66,7 @@ def exported(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         place = Path(detector.ckpt_path).with_suffix(".torchscript")
         return Path(shutil.copy(made / "best.torchscript", place))
 
-    monkeypatch.setattr(command, "_exported", copy)
+    monkeypatch.setattr(export_run, "_exported", copy)
 
 
 GIVEN = {"best.pt", "data.yaml", "pictures"}
@@ -95,7 +92,7 @@ def told(result: Result) -> str:
 
 @pytest.fixture
 def never_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_export", lambda _: pytest.fail("something was exported"))
+    monkeypatch.setattr(export_run, "export", lambda _: pytest.fail("something was exported"))
 
 
 # --- files that are right ---------------------------------------------------------------------------------------------
@@ -205,6 +202,10 @@ def unknown(output: torch.Tensor) -> torch.Tensor:
     return torch.full_like(output, torch.nan)
 
 
+def fails(_: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("no such operator\nat all")
+
+
 def cut(output: torch.Tensor) -> torch.Tensor:
     return output[:, :-1]
 
@@ -221,6 +222,7 @@ TORCHSCRIPT = ("best.pt", "--format", "torchscript", "--images", "pictures", "--
             r"differs from PyTorch and was not kept: on 4 images a score differs by 0\.\d+, .* is 0\.01\.$",
         ),
         (unknown, r"is wrong, and was not kept: the output has values that are not finite\.$"),
+        (fails, r"torchscript file does not run here, and was not kept: no such operator at all$"),
         (cut, r"is wrong, and was not kept: the output has the shape \(1, 13, \d+\)"),
     ],
 )
