@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,18 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from yolo_lightbackbones.cli import models, untrusted
+from yolo_lightbackbones.cli import export_run
 from yolo_lightbackbones.cli.common import (
     IMAGE_SIZE_HELP,
     UserError,
     errors_for_users,
     messages,
     print_json,
-    progress,
 )
-
-ROUNDS = 15
-"""Rounds of the latency, in each of which the file and PyTorch run once."""
 
 
 def export(
@@ -84,7 +72,7 @@ def export(
             return
         if not model:
             raise UserError("No checkpoint is given. Write: lightbackbones export best.pt --format onnx --images ...")
-        with _quiet():
+        with export_run.quiet():
             job = _read(
                 model,
                 format=format,
@@ -97,7 +85,7 @@ def export(
                 tolerance=tolerance,
                 output=output,
             )
-            document = _export(job)
+            document = export_run.export(job)
     if as_json:
         print_json(document)
     else:
@@ -105,20 +93,6 @@ def export(
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Job:
-    model: Path
-    folder: Path
-    target: Any
-    request: Any
-    size: tuple[int, int]
-    data: Any
-    head: Any
-    images: list[Path]
-    tolerance: float | None
-    unproven: str | None
 
 
 def _read(
@@ -133,7 +107,7 @@ def _read(
     imgsz: str | None,
     tolerance: str | None,
     output: Path | None,
-) -> _Job:
+) -> export_run.Job:
     """Refuse, before any work is done, what would fail after it."""
     from yolo_lightbackbones import plugin
     from yolo_lightbackbones.cli import export_request
@@ -144,7 +118,7 @@ def _read(
         limit = export_request.tolerance(tolerance)
         request = export_request.read(format, quantize, raw_head, device)
         if request.raw_head:
-            _raw_heads()
+            export_run.raw_heads()
         folder = Path(model).parent if output is None else output
         if output is not None and not output.is_dir():
             raise UserError(f"There is no folder {output} to write to. Create it first.")
@@ -164,217 +138,7 @@ def _read(
         if head is None and unproven is None:
             unproven = f"this command compares boxes, and the task of the model is {target.module.task}"
         wanted = [] if unproven and images is None else export_request.images(images, found, f"A {request.format} file")
-    return _Job(Path(model), folder, target, request, size, found, head, wanted, limit, unproven)
-
-
-def _raw_heads() -> Any:
-    try:
-        from yolo_lightbackbones.plugin import raw_heads
-    except ImportError as error:
-        raise UserError("Raw heads are not in this version of yolo_lightbackbones; leave --raw-head out.") from error
-    return raw_heads
-
-
-# --- exporting --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ultralytics and converters from printing, and from installing packages; errors come as exceptions."""
-    with models.quiet_ultralytics(), warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
-        from ultralytics.utils import checks
-
-        warnings.simplefilter("ignore")
-        disabled, installing = logging.root.manager.disable, getattr(checks, "AUTOINSTALL", None)
-        logging.disable()
-        checks.AUTOINSTALL = False
-        sys.stdout.flush()
-        stdout = os.dup(1)  # converters in C++ print to the descriptor
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            with contextlib.redirect_stdout(nowhere):
-                yield
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
-            checks.AUTOINSTALL = installing
-            logging.disable(disabled)
-
-
-def _export(job: _Job) -> dict[str, Any]:
-    """Export in a hidden folder, prove the file there, and move it to its place; the results as plain data."""
-    from yolo_lightbackbones import writing
-    from yolo_lightbackbones.checkpoints import modules
-    from yolo_lightbackbones.plugin.staging import Staging
-
-    expected = None if job.unproven else _expected(job)
-    staging = Staging(job.folder / job.model.name, job.request.format)
-    with writing.naming(job.folder), staging.step(last=True):
-        place = staging.file.parent / job.model.name
-        modules.copy_checked(job.model, place)
-        detector = _detector(place)
-        with messages().status(f"Exporting to {job.request.format}"):
-            file = _exported(detector, job)
-        document = _facts(job, file)
-        if expected is not None:
-            document |= _prove(job, place, file, expected)
-        place.unlink()
-    return document
-
-
-def _detector(checkpoint: Path) -> Any:
-    from ultralytics import YOLO
-
-    return YOLO(checkpoint)
-
-
-def _exported(detector: Any, job: _Job) -> Path:
-    from yolo_lightbackbones.writing import CANNOT_WRITE
-
-    data = {"data": str(job.data.file)} if job.request.calibrates and job.data else {}
-    asked = _raw_heads().asked() if job.request.raw_head else contextlib.nullcontext()
-    try:
-        with asked:
-            return Path(str(detector.export(imgsz=list(job.size), **job.request.arguments, **data)))
-    except (UserError, ModuleNotFoundError, ValueError):
-        raise
-    except Exception as error:  # of any kind, from Ultralytics or a converter
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-            raise
-        raise UserError(
-            f"Ultralytics could not export {job.model} as {job.request.format}: {untrusted.shortened(error)} What its "
-            f"converter prints shows: yolo export model={job.model} format={job.request.format}"
-        ) from error
-
-
-def _facts(job: _Job, file: Path) -> dict[str, Any]:
-    from yolo_lightbackbones.plugin import proof
-
-    request = job.request
-    return {
-        "file": str(job.folder / file.name),
-        "format": request.format,
-        "quantize": request.quantize,
-        "device": request.device,
-        "raw_head": request.raw_head,
-        "imgsz": list(job.size),
-        "megabytes": round(proof.megabytes(file), 3),
-        "proven": job.unproven is None,
-        "not_proven": job.unproven,
-        "hint": "Raw heads keep more accuracy in this format: add --raw-head." if request.needs_hint else None,
-    }
-
-
-# --- proving ----------------------------------------------------------------------------------------------------------
-
-
-def _expected(job: _Job) -> list[tuple[Any, Any]]:
-    """The images, and what PyTorch finds on them; refused if that is nothing, since nothing could be compared then."""
-    import torch
-
-    from yolo_lightbackbones.plugin import detections, proof
-
-    pairs = []
-    with progress("PyTorch", len(job.images)) as advance, torch.inference_mode():
-        for path in job.images:
-            image = proof.letterboxed(path, job.size, job.target.channels)
-            pairs.append((image, detections.read(job.target.module(image), job.head)))
-            advance()
-    if not any(len(found.visible(proof.FLOOR)) for _, found in pairs):
-        raise UserError(
-            f"PyTorch finds no box with a score above {proof.FLOOR} on {len(pairs)} images, so nothing could be "
-            "compared. Give images with objects that the model knows: --images FOLDER."
-        )
-    return pairs
-
-
-def _prove(job: _Job, checkpoint: Path, file: Path, expected: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Run the file beside PyTorch.
-
-    Raises:
-        UserError: if it differs by more than the tolerance; the message has the figures.
-    """
-    from yolo_lightbackbones.plugin import proof
-
-    device = "cuda:0" if job.request.format == "engine" else "cpu"
-    run = proof.backend(file, device)
-    worst = _compare(job, run, expected)
-    folded = copy.deepcopy(job.target.module).fuse(verbose=False).eval()
-    with progress("Measuring", 2 * (ROUNDS + 2)) as advance:
-        latency, ratio = proof.latencies(run, folded, expected[0][0], ROUNDS, advance)
-    document: dict[str, Any] = {
-        "images": len(expected),
-        "boxes": worst.compared,
-        "box_px": worst.box_px,
-        "score": worst.score,
-        "overlap": worst.overlap,
-        "latency_ms": round(latency.median, 2),
-        "ratio": round(ratio, 3),
-        "map50_95": None,
-    }
-    if job.data is not None:
-        maps = {}
-        like = _detector(checkpoint)
-        for name, one in (("pytorch", like), ("file", proof.opened(file, like))):
-            with messages().status(f"Validating {name}"):
-                maps[name] = proof.validate(
-                    one,
-                    str(job.data.file),
-                    job.size,
-                    task=job.head.task,
-                    device="0" if name == "file" and device != "cpu" else "cpu",
-                )
-        document["map50_95"] = maps
-    return document | _judge(job, document)
-
-
-def _compare(job: _Job, run: Any, expected: list[tuple[Any, Any]]) -> Any:
-    import torch
-
-    from yolo_lightbackbones.plugin import detections, proof
-
-    net, worst = job.target.module, detections.Difference()
-    with progress("Comparing", len(expected)) as advance, torch.inference_mode():
-        for image, by_default in expected:
-            output, found = run(image), by_default
-            try:
-                seen = detections.read(output, job.head)
-                if seen.by_place != found.by_place and hasattr(type(net), "end2end"):
-                    net.end2end = not seen.by_place  # of two heads, the file has the other one
-                    found = detections.read(net(image), job.head)
-            except ValueError as error:
-                raise UserError(f"The {job.request.format} file is wrong, and was not kept: {error}.") from error
-            worst = worst.and_(detections.difference(seen, found, proof.FLOOR))
-            advance()
-    return worst
-
-
-def _judge(job: _Job, document: dict[str, Any]) -> dict[str, Any]:
-    """The tolerance that counts.
-
-    Raises:
-        UserError: if it is missed.
-    """
-    from yolo_lightbackbones.plugin import proof
-
-    limits, maps = proof.LIMITS[job.request.precision], document["map50_95"]
-    if maps is not None and maps["pytorch"] >= proof.LEAST_MAP:
-        kind, limit = "mAP50-95", limits.map
-        change = abs(maps["file"] - maps["pytorch"])
-        said = f"it changes mAP50-95 from {maps['pytorch']:.4f} to {maps['file']:.4f}, by {change:.4f}"
-    else:
-        kind, limit = "boxes", limits.box
-        change = max(document["score"], 1 - document["overlap"])
-        said = (
-            f"on {document['images']} images a score differs by {document['score']:.3g}, and a box by "
-            f"{document['box_px']:.3g} px (IoU {document['overlap']:.3f})"
-        )
-    limit = limit if job.tolerance is None else job.tolerance
-    if round(change, 6) > limit:
-        raise UserError(
-            f"The {job.request.format} file differs from PyTorch and was not kept: {said}; the tolerance is {limit:g}."
-        )
-    return {"tolerance": {"of": kind, "limit": limit}}
+    return export_run.Job(Path(model), folder, target, request, size, found, head, wanted, limit, unproven)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
