@@ -42,6 +42,7 @@ class Format:
         silenced: modules of the converter that install packages or call home when imported -> the names that the
             converter imports from them.
         supplied: file that the converter would download to the current folder -> the function that writes one there.
+        scratch: files in the current folder that the converter, or Ultralytics after it, overwrites or deletes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Format:
     unreadable: Callable[[Path], Iterable[Path]] | None = None
     silenced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     supplied: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
 
     def matrices_from(self, *, int8: bool) -> int | None:
         """The `matrix_from` for `recording.record_for`; None if an export must not contain matrix products."""
@@ -94,6 +96,7 @@ _ROWS = (
         packages=("ncnn",),
         matrix_from=128,  # up to a length of 40, the convolution is faster
         unreadable=readback.unreadable_ncnn,
+        scratch=("debug.bin", "debug.param", "debug2.bin", "debug2.param"),
     ),
     Format(
         "mnn",
