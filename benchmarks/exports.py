@@ -97,7 +97,7 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
         options = {**chosen.arguments, **({"data": data} if chosen.calibrates else {})}
         file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
         result: Row = {"megabytes": round(proof.megabytes(file), 1)}
-        if chosen.runs == "elsewhere":
+        if chosen.runs == "converts":
             return result
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)

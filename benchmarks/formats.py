@@ -1,11 +1,13 @@
-"""The export formats that the matrix runs, and how each gets the packages it needs.
+"""The exports that the matrix runs, and how each format gets the packages it needs.
 
     python benchmarks/formats.py litert    # installs them into .export/litert
+    python benchmarks/formats.py --page    # writes the list of formats in docs/exports.md
 
-No test runs this: the packages come from the network.
+No test runs the first: the packages come from the network.
 
-A format whose packages do not go with the others' gets them in an overlay: a folder of its own under `.export`, put in
-front of the environment's packages.
+What a format is, is said in the plugin's table (`yolo_lightbackbones/plugin/formats.py`). A format whose packages do
+not go with the others' gets them in an overlay: a folder of its own under `.export`, put in front of the environment's
+packages.
 """
 
 from __future__ import annotations
@@ -18,25 +20,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from yolo_lightbackbones.plugin.proof import Precision
+from pages import with_part
 
+from yolo_lightbackbones.plugin import formats as table
+from yolo_lightbackbones.plugin.proof import Precision
+from yolo_lightbackbones.writing import write_text
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "exports.md"
 OVERLAYS = Path(__file__).resolve().parent.parent / ".export"
 
 
 @dataclass(frozen=True)
 class Format:
-    """One row kind: what `yolo export` is given, and what it needs beyond the environment."""
+    """One row kind: what `yolo export` is given, and what it needs beyond the environment.
+
+    What is left out of `packages`, `runs` and `note` is that of the plugin's table.
+    """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
-    """The ones to name versions of in the table."""
+    """The ones to name versions of in the matrix."""
     overlay: tuple[str, ...] = ()
     precision: Precision = "float"
     calibrates: bool = False
     """Whether `yolo export` takes a data set to calibrate with."""
-    runs: Literal["here", "in a simulator", "elsewhere"] = "here"
+    runs: table.Runs | None = None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        row = table.find(self.name)
+        for attribute, value in (("packages", row.packages), ("runs", row.runs), ("note", row.reason)):
+            object.__setattr__(self, attribute, getattr(self, attribute) or value)
 
     @property
     def label(self) -> str:
@@ -113,49 +128,50 @@ _SAVED_MODEL = (
     "backports.strenum",
 )
 
-_ONNX = ("onnx", "onnxruntime")
+_QNN = ("onnxruntime-qnn==2.7.*", "coloredlogs", "humanfriendly", "flatbuffers")
+_XILINX = (
+    *("amd-quark==0.13.*", "onnx==1.21.*", "onnxscript", "onnx_ir", "evaluate", "datasets", "dill", "multiprocess"),
+    *("xxhash", "pyarrow", "plotly", "narwhals", "sentencepiece", "zstandard", "ninja", "pandas", "pytz", "tzdata"),
+)
+_DEEPX = (
+    *("dx_com==2.5.*", "pybind11==2.13.*", "onnx2torch==1.5.*", "onnxruntime_extensions==0.13.*"),
+    *("pycryptodome==3.20.*", "ordered_set==4.1.*", "sortedcontainers==2.4.*", "Rtree==1.3.*", "cloudpickle==3.1.*"),
+)
+_COREAI = ("coreai-torch==0.4.3", "coreai-core==1.0.0b3", "strenum", "yuvio")
 _BF16 = (
     "Ultralytics lets it compute in bfloat16 on CPUs that have it; with INFERENCE_PRECISION_HINT=f32, as in "
     "edge/, boxes are within 0.01 px (tests/test_exports.py)"
 )
 
 FORMATS = (
-    Format("torchscript", packages=("torch",)),
-    Format("onnx", packages=_ONNX),
-    Format("onnx", {"dynamic": True}, packages=_ONNX),
-    Format("openvino", packages=("openvino",), note=_BF16),
-    Format("ncnn", packages=("ncnn", "pnnx")),
-    Format("mnn", packages=("MNN",)),
-    Format("executorch", packages=("executorch",)),
-    Format("litert", packages=("litert-torch", "ai-edge-litert"), overlay=_LITERT),
-    Format("saved_model", packages=("tensorflow", "onnx2tf"), overlay=_SAVED_MODEL),
-    Format("paddle", packages=("paddlepaddle", "x2paddle"), overlay=_PADDLE),
-    Format(
-        "coreml",
-        packages=("coremltools",),
-        overlay=("numpy==2.3.5",),
-        runs="elsewhere",
-        note="converts on Linux, runs on Apple devices",
-    ),
+    Format("torchscript"),
+    Format("onnx"),
+    Format("onnx", {"dynamic": True}),
+    Format("openvino", note=_BF16),
+    Format("ncnn"),
+    Format("mnn"),
+    Format("executorch"),
+    Format("litert", overlay=_LITERT),
+    Format("saved_model", overlay=_SAVED_MODEL),
+    Format("paddle", overlay=_PADDLE),
+    Format("coreml", overlay=("numpy==2.3.5",)),
+    Format("coreai", overlay=_COREAI),
     Format(
         "rknn",
-        packages=("rknn-toolkit2",),
         overlay=_RKNN,
         precision="half",
-        runs="in a simulator",
         note="run in Rockchip's simulator of an RK3588, which computes in float16",
     ),
-    Format("onnx", {"quantize": 16}, packages=_ONNX, precision="half"),
-    Format("openvino", {"quantize": 16}, packages=("openvino",), precision="half"),
-    Format("ncnn", {"quantize": 16}, packages=("ncnn", "pnnx"), precision="half"),
-    Format("mnn", {"quantize": 16}, packages=("MNN",), precision="half"),
-    Format("onnx", {"quantize": 8}, packages=_ONNX, precision="int8", calibrates=True),
-    Format("openvino", {"quantize": 8}, packages=("openvino", "nncf"), precision="int8", calibrates=True),
-    Format("mnn", {"quantize": 8}, packages=("MNN",), precision="int8", note="8-bit weights, float activations"),
+    Format("onnx", {"quantize": 16}, precision="half"),
+    Format("openvino", {"quantize": 16}, precision="half"),
+    Format("ncnn", {"quantize": 16}, precision="half"),
+    Format("mnn", {"quantize": 16}, precision="half"),
+    Format("onnx", {"quantize": 8}, precision="int8", calibrates=True),
+    Format("openvino", {"quantize": 8}, precision="int8", calibrates=True),
+    Format("mnn", {"quantize": 8}, precision="int8", note="8-bit weights, float activations"),
     Format(
         "litert",
         {"quantize": "w8a32"},
-        packages=("litert-torch", "ai-edge-quantizer"),
         overlay=_LITERT,
         precision="int8",
         note="8-bit weights, float activations",
@@ -163,7 +179,6 @@ FORMATS = (
     Format(
         "litert",
         {"quantize": "w8a16"},
-        packages=("litert-torch", "ai-edge-quantizer"),
         overlay=_LITERT,
         precision="int8",
         calibrates=True,
@@ -172,11 +187,13 @@ FORMATS = (
     Format(
         "litert",
         {"quantize": 8},
-        packages=("litert-torch", "ai-edge-quantizer"),
         overlay=_LITERT,
         precision="int8",
         calibrates=True,
     ),
+    Format("qnn", overlay=_QNN, precision="half", calibrates=True),
+    Format("xilinx", {"fraction": 0.1}, overlay=_XILINX, precision="int8", calibrates=True),
+    Format("deepx", overlay=_DEEPX, precision="int8", calibrates=True),
 )
 
 
@@ -203,11 +220,35 @@ def versions(chosen: Format) -> str:
     return ", ".join(found)
 
 
+def listed() -> str:
+    """The list of formats for the page, of the plugin's table."""
+    lines = ["| format | `format=` | install | for | tried on Linux x86-64 |", "|---|---|---|---|---|"]
+    alone = {chosen.name for chosen in FORMATS if chosen.overlay}
+    tried = {"here": "exported and run", "in a simulator": "exported, run in a simulator", "converts": "exported"}
+    for row in table.FORMATS.values():
+        how = f'`pip install ".[{row.extra}]"`' if row.extra else f"`pip install {' '.join(row.packages)}`"
+        if row.runs == "not obtainable here":
+            how = "as its maker says"
+        elif row.packages == ("torch",):
+            how = "nothing more"
+        elif row.name in alone or not row.extra:
+            how += ", in an environment of its own"
+        seen = tried.get(row.runs, "not tried") + (f": {row.reason}" if row.reason else "")
+        lines.append(f"| {row.title} | `{row.name}` | {how} | {row.on} | {seen} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Install a format's own packages into its overlay.")
+    parser = argparse.ArgumentParser(description="Install a format's own packages into its overlay, or write its row.")
     overlays = {chosen.name: chosen for chosen in FORMATS if chosen.overlay}
-    parser.add_argument("format", choices=overlays)
-    print(overlay_of(overlays[parser.parse_args().format]))
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("format", nargs="?", choices=overlays)
+    what.add_argument("--page", action="store_true", help=f"write the list of formats in docs/{PAGE.name}")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_text(PAGE, with_part(PAGE.read_text(encoding="utf-8"), "formats", listed()))
+    else:
+        print(overlay_of(overlays[arguments.format]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import os
 import re
+import secrets
 import sys
 import threading
 import types
@@ -107,7 +109,7 @@ def left_alone(format: str, folder: Path) -> Iterator[None]:
     """
     export = _Export(format, folder)
     try:
-        with _watched(export), silenced(), _supplied(format):
+        with _watched(export), silenced(), _own_files(format):
             yield
     except Exception as error:
         if (better := export.better(error)) is not None:
@@ -273,16 +275,17 @@ def silenced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _supplied(format: str) -> Iterator[None]:
-    """Put files into the current folder that a converter would download there, and take them away again."""
-    written = []
-    try:
-        for name, write in formats.find(format).supplied.items():
+def _own_files(format: str) -> Iterator[None]:
+    """Give the converter its files in the current folder: `Format.supplied` and, out of the user's way, `scratch`."""
+    row, token = formats.find(format), secrets.token_hex(4)
+    with contextlib.ExitStack() as after:
+        for file in (Path(name).absolute() for name in row.scratch):
+            if os.path.lexists(file):
+                aside = file.rename(file.with_name(f"{file.name}.kept-{token}"))
+                after.callback(aside.replace, file)
+        for name, write in row.supplied.items():
             file = Path(name).absolute()
             if not file.exists():
-                written.append(file)
+                after.callback(file.unlink, missing_ok=True)
                 write(file)
         yield
-    finally:
-        for file in written:
-            file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,12 +18,20 @@ UNMEASURED = 64
 """`Format.matrix_from` of formats that cannot be timed on Linux: here the matrix won in all runtimes except NCNN."""
 
 
+Runs = Literal["here", "in a simulator", "converts", "not obtainable here"]
+
+
 @dataclass(frozen=True)
 class Format:
     """An export format.
 
     Args:
         name: Ultralytics' name, as in `yolo export format=NAME`.
+        title: the name that people know.
+        on: what it is for: devices or programs.
+        runs: what was tried on Linux x86-64: the file was exported and run, run by a simulator of the device, or only
+            exported; or the tools could not be had.
+        reason: why it was not run here; empty if it was.
         aliases: other names that Ultralytics' exporter uses for the format while it exports.
         steps: formats whose `export_NAME` methods the exporter calls, in this order; only its own if empty.
         extra: the extra of this package that installs what the format needs; None if there is none.
@@ -43,9 +52,14 @@ class Format:
         silenced: modules of the converter that install packages or call home when imported -> the names that the
             converter imports from them.
         supplied: file that the converter would download to the current folder -> the function that writes one there.
+        scratch: files in the current folder that the converter, or Ultralytics after it, overwrites or deletes.
     """
 
     name: str
+    title: str = ""
+    on: str = ""
+    runs: Runs = "here"
+    reason: str = ""
     aliases: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     extra: str | None = None
@@ -60,6 +74,7 @@ class Format:
     unreadable: Callable[[Path], Iterable[Path]] | None = None
     silenced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     supplied: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    scratch: tuple[str, ...] = ()
 
     def matrices_from(self, *, int8: bool) -> int | None:
         """The `matrix_from` for `recording.record_for`; None if an export must not contain matrix products."""
@@ -79,9 +94,19 @@ def _write_noise(file: Path) -> None:
 _FOR_ONNX2TF = {"calibration_image_sample_data_20x128x128x3_float32.npy": _write_noise}
 
 _ROWS = (
-    Format("torchscript", any_size=True, matrix_from=20, raw_heads=True),
+    Format(
+        "torchscript",
+        title="TorchScript",
+        on="PyTorch, LibTorch",
+        packages=("torch",),
+        any_size=True,
+        matrix_from=20,
+        raw_heads=True,
+    ),
     Format(
         "onnx",
+        title="ONNX",
+        on="CPUs, phones, `cv2.dnn`",
         extra="export",
         packages=("onnx", "onnxruntime", "onnxslim"),
         instead={"onnxruntime": ("onnxruntime-gpu",)},
@@ -92,6 +117,8 @@ _ROWS = (
     ),
     Format(
         "openvino",
+        title="OpenVINO",
+        on="Intel CPUs, GPUs, NPUs",
         extra="export",
         packages=("openvino", "nncf"),
         any_size=True,
@@ -100,14 +127,19 @@ _ROWS = (
     ),
     Format(
         "ncnn",
+        title="NCNN",
+        on="phones",
         extra="export",
-        packages=("ncnn",),
+        packages=("ncnn", "pnnx"),
         matrix_from=128,  # up to a length of 40, the convolution is faster
         raw_heads=True,
         unreadable=readback.unreadable_ncnn,
+        scratch=("debug.bin", "debug.param", "debug2.bin", "debug2.param"),
     ),
     Format(
         "mnn",
+        title="MNN",
+        on="phones",
         extra="export",
         packages=("MNN",),
         matrix_from=40,
@@ -118,26 +150,151 @@ _ROWS = (
         # With the package, it contacts the makers of MNN.
         silenced={"MNN.tools.utils.log": ("mnn_logger",)},
     ),
-    Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40, raw_heads=True),
-    Format("coreml", aliases=("mlmodel",), extra="coreml", packages=("coremltools",)),
+    Format(
+        "executorch",
+        title="ExecuTorch",
+        on="phones",
+        extra="executorch",
+        packages=("executorch",),
+        matrix_from=40,
+        raw_heads=True,
+    ),
+    Format(
+        "coreml",
+        title="CoreML",
+        on="Apple devices",
+        aliases=("mlmodel",),
+        extra="coreml",
+        packages=("coremltools",),
+        runs="converts",
+        reason="its runtime is part of macOS and iOS",
+    ),
     Format(
         "litert",
+        title="LiteRT",
+        on="phones, microcontrollers",
         extra="litert",
-        packages=("litert-torch", "ai-edge-litert"),
+        packages=("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
         matrix_from=20,
         matrix_in_int8=False,  # the runtime takes an integer matrix only as the right factor of a product with floats
         float_expectation=True,
         raw_heads=True,
     ),
-    Format("saved_model", extra="tensorflow", packages=("tensorflow",), emptied="_saved_model", supplied=_FOR_ONNX2TF),
-    Format("pb", steps=("saved_model", "pb"), extra="tensorflow", packages=("tensorflow",), supplied=_FOR_ONNX2TF),
-    Format("edgetpu", steps=("saved_model", "edgetpu"), supplied=_FOR_ONNX2TF),
-    Format("paddle", extra="paddle", packages=("paddlepaddle",)),
-    Format("rknn", raw_heads=True),
-    Format("engine", packages=("tensorrt",), any_size=True),  # made from an ONNX file that accepts any size
-    Format("axelera", emptied="_axelera_model"),
-    Format("hailo", emptied="_hailo_model"),
-    Format("xilinx", emptied="_xilinx_model"),
+    Format(
+        "saved_model",
+        title="SavedModel",
+        on="TensorFlow",
+        extra="tensorflow",
+        packages=("tensorflow", "onnx2tf"),
+        emptied="_saved_model",
+        supplied=_FOR_ONNX2TF,
+    ),
+    Format(
+        "pb",
+        title="GraphDef",
+        on="TensorFlow",
+        steps=("saved_model", "pb"),
+        extra="tensorflow",
+        packages=("tensorflow", "onnx2tf"),
+        supplied=_FOR_ONNX2TF,
+    ),
+    Format(
+        "paddle",
+        title="PaddlePaddle",
+        on="Paddle Inference",
+        extra="paddle",
+        packages=("paddlepaddle", "x2paddle"),
+    ),
+    Format(
+        "rknn",
+        title="RKNN",
+        on="Rockchip NPUs",
+        packages=("rknn-toolkit2",),
+        runs="in a simulator",
+        reason="the toolkit wants an older torch, and simulates the NPU",
+        raw_heads=True,
+    ),
+    Format(
+        "qnn",
+        title="Qualcomm QNN",
+        on="Qualcomm's Hexagon NPUs",
+        packages=("onnxruntime-qnn",),
+        runs="in a simulator",
+        reason="Qualcomm's library simulates the NPU, a minute per image",
+    ),
+    Format(
+        "xilinx",
+        title="AMD Xilinx",
+        on="AMD's Versal AI Edge NPUs",
+        packages=("amd-quark",),
+        emptied="_xilinx_model",
+    ),
+    Format(
+        "deepx",
+        title="DEEPX",
+        on="DEEPX NPUs",
+        packages=("dx-com",),
+        runs="converts",
+        reason="the file holds a binary for the NPU",
+    ),
+    Format(
+        "coreai",
+        title="Core AI",
+        on="Apple devices",
+        packages=("coreai-torch",),
+        runs="converts",
+        reason="its runtime is part of macOS and iOS",
+    ),
+    Format(
+        "engine",
+        title="TensorRT",
+        on="NVIDIA GPUs",
+        packages=("tensorrt",),
+        any_size=True,  # made from an ONNX file that accepts any size
+        runs="not obtainable here",
+        reason="an engine is built on the GPU that it is for",
+    ),
+    Format(
+        "edgetpu",
+        title="Edge TPU",
+        on="Coral Edge TPUs",
+        steps=("saved_model", "edgetpu"),
+        supplied=_FOR_ONNX2TF,
+        runs="not obtainable here",
+        reason="Google's compiler is on no package index",
+    ),
+    Format(
+        "imx",
+        title="IMX500",
+        on="Sony's camera sensors",
+        packages=("imx500-converter",),
+        runs="not obtainable here",
+        reason="the converter needs Java, and Ultralytics exports only YOLOv8n and YOLO11n to it",
+    ),
+    Format(
+        "axelera",
+        title="Axelera AI",
+        on="Axelera's Metis",
+        packages=("axelera-devkit",),
+        emptied="_axelera_model",
+        runs="not obtainable here",
+        reason="the compiler is on an index of Axelera's own",
+    ),
+    Format(
+        "hailo",
+        title="Hailo",
+        on="Hailo NPUs",
+        emptied="_hailo_model",
+        runs="not obtainable here",
+        reason="the compiler needs an account, and Ultralytics exports only YOLOv8, YOLO11 and YOLO26 to it",
+    ),
+    Format(
+        "ascend",
+        title="Huawei Ascend",
+        on="Ascend NPUs",
+        runs="not obtainable here",
+        reason="the compiler `atc` is part of Huawei's CANN toolkit",
+    ),
 )
 
 FORMATS = {row.name: row for row in _ROWS}
