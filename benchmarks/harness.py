@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[Array], Sequence[Array]]
 Row = dict[str, Any]
 LEAST_ROUNDS = 5
-KEY = ("kind", "model", "runtime", "size", "batch", "threads", "machine")
+KEY = ("kind", "model", "runtime", "size", "batch", "threads", "machine", "clock")
 """What tells rows apart: a later run keeps the rows that it finds."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,16 @@ class Product(nn.Module):
         return x @ self.weight
 
 
-def measure(model: nn.Module, runtime: str, image: Tensor, folder: Path, *, threads: int, rounds: int) -> Row:
+def measure(
+    model: nn.Module,
+    runtime: str,
+    image: Tensor,
+    folder: Path,
+    *,
+    threads: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> Row:
     """GFLOP/s of a model as a share of the matrix product's: of PyTorch's or the runtime's own, whichever is faster."""
     torch.set_num_threads(threads)
     build = backends.RUNTIMES[runtime].build
@@ -43,7 +53,7 @@ def measure(model: nn.Module, runtime: str, image: Tensor, folder: Path, *, thre
     product = build(Product(), matrix, folder / "product", threads).run
     plain = backends.eager(Product(), matrix, folder, threads).run
     x, y = image.numpy(), matrix.numpy()
-    latencies = timing.interleaved([lambda: run(x), lambda: product(y), lambda: plain(y)], rounds)
+    latencies = timing.interleaved([lambda: run(x), lambda: product(y), lambda: plain(y)], rounds, clock=clock)
     work = cost.count(model, tuple(image.shape)).total.flops / 1e6  # type: ignore[arg-type]
     limit = 2 * SIDE**3 / 1e6
     rates = [[flops / ms for ms in found.rounds] for flops, found in zip([work, limit, limit], latencies, strict=True)]

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from yolo_lightbackbones.plugin import formats
 
 DEFAULT_RUNTIMES = [name for name in backends.RUNTIMES if name not in ("torchscript", "litert")]
 IMAGES = 4
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LONGEST = 3 * 3600
 """Seconds after which a process is stopped."""
 
@@ -59,11 +61,12 @@ def measure(job: Job) -> Iterator[Row]:
                     row = _inference(job, size, batch, Path(folder))
                 elif job["kind"] == "training":
                     models = candidates.make(job["model"], training=True)
-                    row = steps.measure(models, size, batch, job["rounds"], job["seconds"])
+                    clock = CLOCKS[job["clock"]]
+                    row = steps.measure(models, size, batch, job["rounds"], job["seconds"], clock=clock)
                 else:
                     ours = _recorded(candidates.make(job["model"])["ours"], job["runtime"])
                     image = torch.from_numpy(_images(size, batch)[0])
-                    fixed = {"threads": job["threads"], "rounds": job["rounds"]}
+                    fixed = {"threads": job["threads"], "rounds": job["rounds"], "clock": CLOCKS[job["clock"]]}
                     row = shares.measure(ours, job["runtime"], image, Path(folder), **fixed)
             yield {"size": size, "batch": batch, **row}
 
@@ -76,7 +79,9 @@ def _images(size: int, batch: int) -> list[harness.Array]:
 def _recorded(ours: nn.Module, runtime: str) -> nn.Module:
     """Have it recorded as the plugin does for the runtime's format."""
     if form := backends.RUNTIMES[runtime].form:
-        recording.record_for(ours, matrix_from=formats.find(form).matrices_from(int8=False))
+        row = formats.find(form)
+        norms = row.norms_elementwise(int8=False)
+        recording.record_for(ours, matrix_from=row.matrices_from(int8=False), elementwise_norms=norms)
     return ours
 
 
@@ -98,7 +103,7 @@ def _inference(job: Job, size: int, batch: int, folder: Path) -> Row:
             failed[name] = _reason(str(error) or type(error).__name__)
     row: Row = {}
     if built:
-        limits = {"rounds": job["rounds"], "seconds": job["seconds"]}
+        limits = {"rounds": job["rounds"], "seconds": job["seconds"], "clock": CLOCKS[job["clock"]]}
         try:
             row = harness.race(built, images, expected, tolerance=runtime.tolerance, **limits)
         except harness.DifferentResultsError as error:
@@ -144,7 +149,7 @@ def run_apart(job: Job) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """All rows as Markdown tables: inference by size and batch, training, shares, and what failed."""
-    machines = dict.fromkeys(row["machine"] for row in rows)
+    machines = dict.fromkeys(f"{row['machine']}, {row['clock']} clock" for row in rows)
     versions = sorted({row["versions"] for row in rows})
     parts = [
         "`python benchmarks/speed.py`: our time divided by the opponent's, median (quartiles) over interleaved rounds.",
@@ -234,6 +239,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=60, help="fewer rounds if they take longer than this")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: time of the process, if others run")
     parser.add_argument("--again", action="store_true", help="measure rows again that are there already")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -268,7 +274,10 @@ def _measure_all(kind: str, models: Sequence[str], arguments: argparse.Namespace
             continue
         version = f"{runtime.package} {installed(runtime.package, runtime.package.replace('_', '-'))}"
         for model in models:
-            common = {"kind": kind, "model": model, "runtime": name, "threads": arguments.threads, "machine": machine}
+            common = {
+                **{"kind": kind, "model": model, "runtime": name, "threads": arguments.threads},
+                **{"machine": machine, "clock": arguments.clock},
+            }
             for size in arguments.sizes:
                 places = [{**common, "size": size, "batch": n} for n in batches if n == 1 or runtime.batches]
                 wanted = [

@@ -81,7 +81,9 @@ def check(models: Mapping[str, nn.Module], image: Tensor) -> dict[str, float]:
     return errors
 
 
-def measure(models: Mapping[str, nn.Module], size: int, batch: int, rounds: int, seconds: float) -> Row:
+def measure(
+    models: Mapping[str, nn.Module], size: int, batch: int, rounds: int, seconds: float, *, clock: Callable[[], float]
+) -> Row:
     """Compare training steps (forward, backward, SGD) of models in training mode on images (batch, 3, size, size)."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(batch, 3, size, size, generator=generator) for _ in range(4)]
@@ -91,4 +93,4 @@ def measure(models: Mapping[str, nn.Module], size: int, batch: int, rounds: int,
     for name, model in models.items():
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         runs[name] = _step(model, optimizer, images)
-    return {"errors": errors, "bytes": memory, **in_turns(runs, rounds, seconds)}
+    return {"errors": errors, "bytes": memory, **in_turns(runs, rounds, seconds, clock)}

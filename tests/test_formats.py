@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 from ultralytics import YOLO
 from ultralytics.engine.exporter import export_formats
 
 from yolo_lightbackbones import plugin, recording
 from yolo_lightbackbones.cli import diagnosis
+from yolo_lightbackbones.layers import LayerNorm2d
 from yolo_lightbackbones.plugin import environment, exporting, formats
 from yolo_lightbackbones.plugin.staging import Staging
 
@@ -33,6 +35,7 @@ MADE_UP = formats.Format(
     any_size=True,
     matrix_from=33,
     matrix_in_int8=False,
+    elementwise_norms=True,
     float_expectation=True,
     emptied="_madeup_model",
     unreadable=cut_off,
@@ -76,12 +79,15 @@ def test_sizes_that_do_not_fit_are_refused(detector: Any, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("quantize", "matrix_from"), [(None, 33), (8, None)])
-def test_the_choice_of_matrices(quantize: Any, matrix_from: int | None, detector: Any, tmp_path: Path) -> None:
+def test_the_choice_of_forms(quantize: Any, matrix_from: int | None, detector: Any, tmp_path: Path) -> None:
+    norm = LayerNorm2d(4)
+    model = nn.Sequential(detector, norm)
     steps = {"export_onnx": lambda: "", "export_madeup": lambda: ""}
     arguments = SimpleNamespace(dynamic=False, format="made", quantize=quantize)
-    started = SimpleNamespace(model=detector, args=arguments, file=tmp_path / "best.pt", **steps)
+    started = SimpleNamespace(model=model, args=arguments, file=tmp_path / "best.pt", **steps)
     exporting.on_export_start(started)
     assert {module.matrix_from for module in bound(detector)} == {matrix_from}
+    assert norm.elementwise == (quantize is None)
     assert all(getattr(started, name) is not step for name, step in steps.items()), "both steps are guarded"
 
 

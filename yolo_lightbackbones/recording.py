@@ -43,6 +43,17 @@ class SizeBound(nn.Module):
         return self.matrix_from is not None and length >= self.matrix_from
 
 
+class Normalisation(nn.Module):
+    """A normalisation that a recording contains as one operator, or as the elementwise operations of its definition."""
+
+    elementwise = False
+    """Whether a recording has elementwise operations."""
+
+    def records_elementwise(self) -> bool:
+        """Whether this call is recorded, and as elementwise operations."""
+        return self.elementwise and is_recording()
+
+
 class FixedResizes(SizeBound):
     """Makes resized position embeddings of somebody else's model constants of a trace for one size.
 
@@ -91,7 +102,13 @@ def is_size_bound(module: nn.Module) -> bool:
     return any(isinstance(child, SizeBound) for child in module.modules())
 
 
-def record_for(module: nn.Module, *, any_size: bool = False, matrix_from: int | None = MATRIX_FROM) -> None:
+def record_for(
+    module: nn.Module,
+    *,
+    any_size: bool = False,
+    matrix_from: int | None = MATRIX_FROM,
+    elementwise_norms: bool = False,
+) -> None:
     """Choose what exporters record of `module`.
 
     Only recordings change. Called from Python, a fused module accepts any image size in either case.
@@ -100,8 +117,11 @@ def record_for(module: nn.Module, *, any_size: bool = False, matrix_from: int | 
         module: a backbone, or a model with one.
         any_size: whether the recording must hold for images of any size, which runs slower, or only for one size.
         matrix_from: see `SizeBound.matrix_from`.
+        elementwise_norms: see `Normalisation.elementwise`.
     """
     for child in module.modules():
         if isinstance(child, SizeBound):
             child.any_size = any_size
             child.matrix_from = matrix_from
+        elif isinstance(child, Normalisation):
+            child.elementwise = elementwise_norms

@@ -54,7 +54,12 @@ def on_export_start(exporter: Any) -> None:
         releases.warn_without(UNSEEN_INT8, problem)
     int8 = _is_int8(options)
     format = formats.find(options.format)
-    recording.record_for(model, any_size=bool(options.dynamic), matrix_from=format.matrices_from(int8=int8))
+    recording.record_for(
+        model,
+        any_size=bool(options.dynamic),
+        matrix_from=format.matrices_from(int8=int8),
+        elementwise_norms=format.norms_elementwise(int8=int8),
+    )
     if int8 and format.float_expectation:
         _expect_in_float(model)
     _stage(exporter)

@@ -42,6 +42,9 @@ class Format:
             matrix product. The matrix is larger than the kernel by a factor of this length, so it must take less than
             three quarters of the time (`benchmarks/circular.py`; its table for 20, 40 and 80 is in docs/exports.md).
         matrix_in_int8: whether INT8 exports of the format may contain such matrix products.
+        elementwise_norms: whether a LayerNorm over channels is exported as elementwise operations, and not as a
+            normalisation between two transpositions; set where that is faster (`benchmarks/NOTES.md`). INT8 exports
+            have the latter in every format.
         float_expectation: whether INT8 exports must use `decoding.expected_distances`, because the format would
             round the bin numbers otherwise.
         raw_heads: whether exports with raw heads were tested, and their outputs can be told apart.
@@ -68,6 +71,7 @@ class Format:
     any_size: bool = False
     matrix_from: int = UNMEASURED
     matrix_in_int8: bool = True
+    elementwise_norms: bool = False
     float_expectation: bool = False
     raw_heads: bool = False
     emptied: str = ""
@@ -79,6 +83,10 @@ class Format:
     def matrices_from(self, *, int8: bool) -> int | None:
         """The `matrix_from` for `recording.record_for`; None if an export must not contain matrix products."""
         return self.matrix_from if self.matrix_in_int8 or not int8 else None
+
+    def norms_elementwise(self, *, int8: bool) -> bool:
+        """The `elementwise_norms` for `recording.record_for`."""
+        return self.elementwise_norms and not int8
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -123,6 +131,7 @@ _ROWS = (
         packages=("openvino", "nncf"),
         any_size=True,
         matrix_from=20,
+        elementwise_norms=True,
         raw_heads=True,
     ),
     Format(
