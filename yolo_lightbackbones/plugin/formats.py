@@ -32,6 +32,7 @@ class Format:
         runs: what was tried on Linux x86-64: the file was exported and run, run by a simulator of the device, or only
             exported; or the tools could not be had.
         reason: why it was not run here; empty if it was.
+        bound: whether Ultralytics runs the files only on the devices `on`, and not on any computer.
         aliases: other names that Ultralytics' exporter uses for the format while it exports.
         steps: formats whose `export_NAME` methods the exporter calls, in this order; only its own if empty.
         extra: the extra of this package that installs what the format needs; None if there is none.
@@ -63,6 +64,7 @@ class Format:
     on: str = ""
     runs: Runs = "here"
     reason: str = ""
+    bound: bool = False
     aliases: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
     extra: str | None = None
@@ -172,6 +174,7 @@ _ROWS = (
         "coreml",
         title="CoreML",
         on="Apple devices",
+        bound=True,
         aliases=("mlmodel",),
         extra="coreml",
         packages=("coremltools",),
@@ -218,6 +221,7 @@ _ROWS = (
         "rknn",
         title="RKNN",
         on="Rockchip NPUs",
+        bound=True,
         packages=("rknn-toolkit2",),
         runs="in a simulator",
         reason="the toolkit wants an older torch, and simulates the NPU",
@@ -242,6 +246,7 @@ _ROWS = (
         "deepx",
         title="DEEPX",
         on="DEEPX NPUs",
+        bound=True,
         packages=("dx-com",),
         runs="converts",
         reason="the file holds a binary for the NPU",
@@ -250,6 +255,7 @@ _ROWS = (
         "coreai",
         title="Core AI",
         on="Apple devices",
+        bound=True,
         packages=("coreai-torch",),
         runs="converts",
         reason="its runtime is part of macOS and iOS",
@@ -267,6 +273,7 @@ _ROWS = (
         "edgetpu",
         title="Edge TPU",
         on="Coral Edge TPUs",
+        bound=True,
         steps=("saved_model", "edgetpu"),
         supplied=_FOR_ONNX2TF,
         runs="not obtainable here",
@@ -276,6 +283,7 @@ _ROWS = (
         "imx",
         title="IMX500",
         on="Sony's camera sensors",
+        bound=True,
         packages=("imx500-converter",),
         runs="not obtainable here",
         reason="the converter needs Java, and Ultralytics exports only YOLOv8n and YOLO11n to it",
@@ -284,6 +292,7 @@ _ROWS = (
         "axelera",
         title="Axelera AI",
         on="Axelera's Metis",
+        bound=True,
         packages=("axelera-devkit",),
         emptied="_axelera_model",
         runs="not obtainable here",
@@ -293,6 +302,7 @@ _ROWS = (
         "hailo",
         title="Hailo",
         on="Hailo NPUs",
+        bound=True,
         emptied="_hailo_model",
         runs="not obtainable here",
         reason="the compiler needs an account, and Ultralytics exports only YOLOv8, YOLO11 and YOLO26 to it",
@@ -301,6 +311,7 @@ _ROWS = (
         "ascend",
         title="Huawei Ascend",
         on="Ascend NPUs",
+        bound=True,
         runs="not obtainable here",
         reason="the compiler `atc` is part of Huawei's CANN toolkit",
     ),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yolo_lightbackbones.measure import timing
+from yolo_lightbackbones.plugin import formats
 
 Precision = Literal["float", "half", "int8"]
 
@@ -47,26 +48,15 @@ LIMITS: dict[Precision, Limits] = {
 }
 """The default limits of `lightbackbones export`, and those of the tables in docs/exports.md."""
 
-_APPLE = "Core ML models run only on Apple's systems"
-_CHIP = "its files run only on the chip that they are made for"
-_ELSEWHERE = {
-    "coreml": _APPLE,
-    "coreai": _APPLE,
-    "rknn": "an RKNN file runs only on a Rockchip board; Rockchip's simulator takes the ONNX file instead",
-    "edgetpu": _CHIP,
-    "imx": _CHIP,
-    "axelera": _CHIP,
-    "deepx": _CHIP,
-    "hailo": _CHIP,
-    "ascend": _CHIP,
-}
+_BY_APPLE = {"coreml", "coreai"}
 
 
 def runs_elsewhere(format: str) -> str | None:
     """Why the files of a format cannot run on this computer; None if they can, with the right packages."""
-    if sys.platform == "darwin" and format in {"coreml", "coreai"}:
+    row = formats.find(format)
+    if not row.bound or (sys.platform == "darwin" and format in _BY_APPLE):
         return None
-    return _ELSEWHERE.get(format)
+    return f"{row.title} files run only on {row.on}"
 
 
 def precision_of(format: str, quantize: int | str | None) -> Precision:
