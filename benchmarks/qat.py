@@ -77,7 +77,7 @@ def count(file: str) -> dict[str, int]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown, by data set and model; bold: QAT loses more than 0.010, or ONNX differs by more than 0.003."""
+    """The rows in Markdown, by data set and model; bold where QAT loses over 0.010 or ONNX differs by over 0.003."""
 
     def change(value: float, *, missed: bool) -> str:
         return f"**{value:+.4f}**" if missed else f"{value:+.4f}"
