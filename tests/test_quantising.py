@@ -161,6 +161,8 @@ def test_weights_of_such_a_training_go_into_a_new_model(name: str) -> None:
     state = torch_utils.qat_state(source)
     target = YOLO(f"{name}.yaml").model.train()
     target.load(source, verbose=False)
+    assert torch_utils.is_qat(source)
+    assert not torch_utils.is_qat(target)
     assert all(fusion.is_folded(row) and row.training for row in ours(target).values())
     assert all(parameter.requires_grad for row in ours(target).values() for parameter in row.parameters())
     torch_utils.restore_qat(target, state)

@@ -74,6 +74,7 @@ def load(original: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(source, nn.Module) or not (has_ours(self) or has_ours(source)):
             return original(self, weights, *args, **kwargs)
         quantising.take_form(self, source)
+        source = quantising.without_quantisers(source)
         chosen = transfer.choose(self, source.float())
         for note in chosen.notes:
             warnings.warn(note, stacklevel=3)

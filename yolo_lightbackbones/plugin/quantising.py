@@ -11,6 +11,8 @@ A checkpoint keeps the folded rows and, beside the model, the ranges. A model th
 
 from __future__ import annotations
 
+import copy
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -91,6 +93,18 @@ def take_form(target: Any, source: nn.Module) -> None:
     ]
     for number in folded:
         target.model[number] = merged(mine[number])
+
+
+def without_quantisers(model: nn.Module) -> nn.Module:
+    """The model itself if it has no quantisers; else a copy without them.
+
+    Ultralytics copies class branches of a head as they are, and quantisers can come into a model only once.
+    """
+    if not has_quantisers(model):
+        return model
+    plain = copy.deepcopy(model)
+    importlib.import_module("ultralytics.utils.torch_utils").strip_qat(plain)
+    return plain
 
 
 def merged(row: nn.Module) -> nn.Module:
