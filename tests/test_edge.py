@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -121,6 +122,34 @@ def test_model_info() -> None:
 def test_an_unknown_output_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         decode(np.zeros(shape, np.float32), None, conf=0.25, iou=0.7)
+
+
+def test_an_output_for_other_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(1, 7, 10\); expected \(1, 4 \+ 2, n\) or \(1, n, 6\)"):
+        decode(np.zeros((1, 7, 10), np.float32), 2, conf=0.25, iou=0.7)
+
+
+@pytest.mark.parametrize(
+    ("image", "limits", "message"),
+    [
+        (np.zeros((8, 8), np.uint8), {}, r"this is uint8 \(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), {}, r"this is uint8 \(8, 8, 4\)"),
+        (np.zeros((8, 8, 3), np.float32), {}, r"this is float32 \(8, 8, 3\)"),
+        ("street.jpg", {}, "this is str"),
+        (None, {}, "this is NoneType"),
+        (np.zeros((0, 8, 3), np.uint8), {}, "no pixels"),
+        (np.zeros((8, 8, 3), np.uint8), {"conf": 25}, "conf=25 is not in 0..1"),
+        (np.zeros((8, 8, 3), np.uint8), {"iou": float("nan")}, "iou=nan is not in 0..1"),
+    ],
+)
+def test_what_is_no_picture_is_refused(plain: Path, image: Any, limits: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detector(plain)(image, **limits)
+
+
+def test_an_unknown_runtime_is_refused(plain: Path) -> None:
+    with pytest.raises(ValueError, match="no runtime 'tensorrt'; there are onnxruntime, opencv, "):
+        Detector(plain, runtime="tensorrt")
 
 
 def test_a_picture_without_objects(pictures: Path) -> None:

@@ -136,11 +136,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, content: bytes) -> None:
+        path.open("wb").write(content[:5])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match=r"a\.png could not be written: No space left on device\.$"):
         command.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert not list(tmp_path.iterdir()), "nothing half-written is left"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "opencv"])

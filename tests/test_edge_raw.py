@@ -100,6 +100,15 @@ def test_large_logits_neither_overflow_nor_warn() -> None:
     assert not len(raw.decode(list(outputs.values()), 1.0)[0]), "no score lies above 1"
 
 
+def test_scores_lie_above_the_limit() -> None:
+    raw = head(1, 1)
+    outputs = {name: np.full(shape, -9, np.float32) for name, shape in raw.shapes(IMGSZ).items()}
+    outputs["class_8"][0, 0, 0, :3] = -0.0005, 0.0, 0.0005  # scores below, at and above a half
+    corners, scores = raw.decode(list(outputs.values()), 0.5)
+    np.testing.assert_allclose(scores, [[0.500125]], atol=1e-6)
+    np.testing.assert_array_equal(corners[:, 0], [(2.5 + 9) * 8])
+
+
 # --- which output is which --------------------------------------------------------------------------------------------
 
 

@@ -260,11 +260,12 @@ def test_litert_with_a_raw_head(
     channels_last: bool, integers: bool, signed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     height, width = IMGSZ
+    classes = 64 if signed else 1  # with 64 only the signature's order tells boxes from classes
     rng = np.random.default_rng(0)
     maps = [
         rng.integers(-128, 128, (1, channels, height // stride, width // stride)).astype(np.int8)
         for stride in (8, 16, 32)
-        for channels in (64, 1)
+        for channels in (64, classes)
     ]
     scales = [(1 / 255, -128), *((0.01 * number, number) for number in range(1, 7))]  # each output has its own
     answers = [values.transpose(0, 2, 3, 1) for values in maps] if channels_last else maps
@@ -274,9 +275,10 @@ def test_litert_with_a_raw_head(
         scales if integers else (),
         signed=signed,
     )
+    names = {str(number): f"kind {number}" for number in range(classes)}
     # The values of end2end and batch are those of every raw file.
     raw = {"raw_head": 1, "raw_strides": [8, 16, 32], "raw_reg_max": 16, "raw_end2end": 0, "raw_max_det": 300}
-    runtime = load_litert(interpreter, tmp_path, monkeypatch, **raw, end2end=True, batch="a sentence")
+    runtime = load_litert(interpreter, tmp_path, monkeypatch, **raw, names=names, end2end=True, batch="a sentence")
     assert runtime.in_order == signed
     found = runtime.info.raw.sorted(runtime(np.zeros((*IMGSZ, 3), np.uint8)), IMGSZ, in_order=runtime.in_order)
     for values, answer, (scale, zero) in zip(found, maps, scales[1:], strict=True):
