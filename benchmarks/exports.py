@@ -117,7 +117,7 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
         if weights:
             like = YOLO(checkpoint)
             models = (exported if simulated else proof.opened(file, like), like)
-            result["map"], result["reference_map"] = (proof.validate(model, data, size) for model in models)
+            result["map"], result["reference_map"] = (proof.validate(model, data, imgsz) for model in models)
     return result
 
 

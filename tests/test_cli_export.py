@@ -273,6 +273,15 @@ def test_map_decides_where_there_is_one(
         assert names(folder) == GIVEN
 
 
+def test_map_is_not_measured_on_images_that_are_not_square(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ultralytics would validate the checkpoint on squares, and the file on what it was made for."""
+    monkeypatch.setattr(proof, "validate", lambda *_, **__: pytest.fail("mAP was measured"))
+    result = run("best.pt", "--format", "torchscript", "--imgsz", "64,96", "--data", "data.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["map50_95"], found["tolerance"]) == (None, {"of": "boxes", "limit": 0.01})
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -208,7 +208,8 @@ def _prove(job: Job, checkpoint: Path, file: Path, expected: list[tuple[Any, Any
         "ratio": round(ratio, 3),
         "map50_95": None,
     }
-    if job.data is not None and job.head is not None:
+    # Ultralytics validates a checkpoint on square images only, and a file on those of its own size.
+    if job.data is not None and job.head is not None and job.size[0] == job.size[1]:
         maps = {}
         like = _detector(checkpoint)
         for name, one in (("pytorch", like), ("file", proof.opened(file, like))):
@@ -217,7 +218,7 @@ def _prove(job: Job, checkpoint: Path, file: Path, expected: list[tuple[Any, Any
                 maps[name] = proof.validate(
                     one,
                     str(job.data.file),
-                    job.size,
+                    job.size[0],
                     task=job.head.task,
                     device="0" if name == "file" and device != "cpu" else "cpu",
                 )

@@ -184,20 +184,20 @@ def opened(file: Path, like: Any) -> Any:
     return RTDETR(str(file)) if isinstance(like, RTDETR) else YOLO(file, task=like.task)
 
 
-def validate(model: Any, data: str, size: tuple[int, int], *, task: str = "detect", device: str = "cpu") -> float:
+def validate(model: Any, data: str, size: int, *, task: str = "detect", device: str = "cpu") -> float:
     """mAP50-95 on the val split of a data set, of masks or keypoints if that is the task.
 
     Args:
         model: a model of Ultralytics, or a module that gives what a detection head gives.
         data: the data YAML.
-        size: height and width of the images.
+        size: height and width of the images, which are square.
         task: Ultralytics' name of the task.
         device: Ultralytics' `device=`.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = {
             "data": data,
-            "imgsz": size[0] if size[0] == size[1] else list(size),
+            "imgsz": size,
             "batch": 1,
             "rect": False,
             "plots": False,
