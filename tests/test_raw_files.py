@@ -321,6 +321,11 @@ def test_outputs_of_litert_are_found_by_the_signature_and_get_their_scale_back()
     torch.testing.assert_close(read.forward(None)[0], wanted, rtol=1e-2, atol=1.0)
 
 
+def test_litert_on_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="not on device=intel"):
+        backend([], "LiteRTBackend").forward(None)
+
+
 def test_other_files_are_left_alone() -> None:
     given = [torch.zeros(1)]
     read = backend(given, metadata={"stride": 32, "batch": "2", "names": {0: "a"}})
