@@ -24,7 +24,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.utils.export import rknn as rknn_export
 
-from yolo_lightbackbones.plugin import decoding, raw_files, raw_heads
+from yolo_lightbackbones.plugin import command, decoding, raw_files, raw_heads
 
 SIZE = (128, 64)  # height, width
 PACKAGES = {"executorch": "executorch", "litert": "litert_torch", "mnn": "MNN", "ncnn": "pnnx"}
@@ -185,8 +185,8 @@ def test_ultralytics_without_the_plugin_says_what_it_needs(detector: Path, forma
         "import sys; from ultralytics import YOLO; YOLO(sys.argv[1], task='detect').predict('x.png', imgsz=(128, 64))"
     )
     environment = {**os.environ, "YOLO_LIGHTBACKBONES_AUTOLOAD": "0"}
-    command = [sys.executable, "-c", code, str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    start = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(start, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "ValueError: invalid literal for int() with base 10: 'this file holds the raw maps of a detection head, which "
@@ -261,6 +261,13 @@ def test_missing_outputs_are_one_sentence() -> None:
     assert "\n" not in str(error.value)
 
 
+def test_the_command_shows_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(raw_files.RawHeadError) as caught:
+        backend([], metadata={**GOOD, "raw_head": 2})
+    command.excepthook(lambda *_: pytest.fail("a traceback"))(caught.type, caught.value, caught.tb)
+    assert capsys.readouterr().err == f"yolo_lightbackbones: {caught.value}\n"
+
+
 # --- the order of outputs ---------------------------------------------------------------------------------------------
 
 NAMES = ["box_8", "class_8", "box_16", "class_16", "box_32", "class_32"]
@@ -312,6 +319,11 @@ def test_outputs_of_litert_are_found_by_the_signature_and_get_their_scale_back()
     )
     read = backend([maps[0], maps[1]], "LiteRTBackend", interpreter=interpreter)
     torch.testing.assert_close(read.forward(None)[0], wanted, rtol=1e-2, atol=1.0)
+
+
+def test_litert_on_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="not on device=intel"):
+        backend([], "LiteRTBackend").forward(None)
 
 
 def test_other_files_are_left_alone() -> None:

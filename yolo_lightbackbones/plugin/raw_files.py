@@ -170,6 +170,8 @@ def _of_ncnn(backend: Any, outputs: Sequence[Any], layout: Layout) -> dict[str, 
 
 def _of_litert(backend: Any, outputs: Sequence[Any], layout: Layout) -> dict[str, Any]:
     """The signature numbers them, output_0 and so on. Ultralytics' backend drops outputs of segmentation models."""
+    if not hasattr(backend, "interpreter"):  # of a device of Intel's, whose outputs have no names
+        raise RawHeadError("LiteRT files with raw heads run on the CPU only, not on device=intel. Leave device out.")
     details = backend.interpreter.get_signature_runner().get_output_details()
     found = {}
     for name, detail in details.items():
