@@ -99,7 +99,7 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)
         simulated = chosen.runs == "in a simulator"
-        exported = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if simulated else _backend(file)
+        exported = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if chosen.name == "rknn" else _backend(file)
         inputs = [_letterboxed(image, imgsz) for image in images]
         boxes = scores = 0.0
         with torch.inference_mode():

@@ -213,6 +213,8 @@ _ROWS = (
         on="AMD's Versal AI Edge NPUs",
         packages=("amd-quark",),
         emptied="_xilinx_model",
+        runs="in a simulator",
+        reason="ONNX Runtime computes on the CPU what the NPU would",
     ),
     Format(
         "deepx",
@@ -271,7 +273,7 @@ _ROWS = (
         on="Hailo NPUs",
         emptied="_hailo_model",
         runs="not obtainable here",
-        reason="the compiler needs an account, and Ultralytics exports only YOLOv8, YOLO11 and YOLO26 to it",
+        reason="the compiler needs an account, and Ultralytics exports only some stock models to it",
     ),
     Format(
         "ascend",
