@@ -41,7 +41,6 @@ ROUNDS = 15
 ALL_BOXES = -1.0
 """A floor below every score."""
 Row = dict[str, Any]
-CALIBRATION_FILE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 
 TRAINING = {
@@ -92,7 +91,6 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
     detector = YOLO(weights) if weights else _awake_detector(family)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # onnx2tf looks for its file there, and some exporters leave things behind
-        _offline_helpers(Path(folder))
         detector.save(checkpoint := Path(folder, "model.pt"))
         options = {**chosen.arguments, **({"data": data} if chosen.calibrates else {})}
         file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
@@ -102,7 +100,8 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
         plain = YOLO(checkpoint).model.float().eval()
         fused = YOLO(checkpoint).model.float().eval().fuse(verbose=False)
         simulated = chosen.runs == "in a simulator"
-        exported: Any = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if simulated else proof.backend(file)
+        on_board = chosen.name == "rknn"  # its file runs on the board, and the simulator takes the ONNX file
+        exported: Any = _simulated(checkpoint.with_suffix(".onnx"), plain.names) if on_board else proof.backend(file)
         size = (imgsz, imgsz)
         inputs = [proof.letterboxed(Path(image), size) for image in images]
         head, worst = detections.Head("detect", len(plain.names), size), detections.Difference()
@@ -119,16 +118,6 @@ def measure(family: str, chosen: Format, weights: str | None, *, images: list[st
             models = (exported if simulated else proof.opened(file, like), like)
             result["map"], result["reference_map"] = (proof.validate(model, data, imgsz) for model in models)
     return result
-
-
-def _offline_helpers(folder: Path) -> None:
-    """What two converters would fetch from the network: a `pip` that does nothing for MNN's, images for onnx2tf's."""
-    import numpy as np
-
-    (stub := folder / "pip").write_text("#!/bin/sh\n")
-    stub.chmod(0o755)
-    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    np.save(folder / CALIBRATION_FILE, np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32))
 
 
 def _simulated(onnx_file: Path, names: dict[int, str]) -> Any:

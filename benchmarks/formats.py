@@ -223,17 +223,17 @@ def versions(chosen: Format) -> str:
 def listed() -> str:
     """The list of formats for the page, of the plugin's table."""
     lines = ["| format | `format=` | install | for | tried on Linux x86-64 |", "|---|---|---|---|---|"]
-    alone = {chosen.name for chosen in FORMATS if chosen.overlay}
+    alone = {table.find(chosen.name).extra for chosen in FORMATS if chosen.overlay} | {None}
     tried = {"here": "exported and run", "in a simulator": "exported, run in a simulator", "converts": "exported"}
     for row in table.FORMATS.values():
         how = f'`pip install ".[{row.extra}]"`' if row.extra else f"`pip install {' '.join(row.packages)}`"
-        if row.runs == "not obtainable here":
+        if row.runs == "not obtainable here" and row.name not in {chosen.name for chosen in FORMATS}:
             how = "as its maker says"
         elif row.packages == ("torch",):
             how = "nothing more"
-        elif row.name in alone or not row.extra:
+        elif row.extra in alone:
             how += ", in an environment of its own"
-        seen = tried.get(row.runs, "not tried") + (f": {row.reason}" if row.reason else "")
+        seen = tried.get(row.runs, "not run") + (f": {row.reason}" if row.reason else "")
         lines.append(f"| {row.title} | `{row.name}` | {how} | {row.on} | {seen} |")
     return "\n".join(lines)
 

@@ -63,9 +63,8 @@ def measure(chosen: Format, weights: str, *, raw: bool, data: str, imgsz: int, r
             file = Path(str(YOLO(checkpoint).export(format=chosen.name, imgsz=imgsz, verbose=False, **options)))
         detector = YOLO(checkpoint)
         exported = _on_simulator(simulators[0], file) if chosen.name == "rknn" else proof.opened(file, detector)
-        size = imgsz, imgsz
-        row = {"megabytes": round(proof.megabytes(file), 1), "map": proof.validate(exported, data, size)}
-        return {**row, "reference_map": proof.validate(detector, data, size) if reference is None else reference}
+        row = {"megabytes": round(proof.megabytes(file), 1), "map": proof.validate(exported, data, imgsz)}
+        return {**row, "reference_map": proof.validate(detector, data, imgsz) if reference is None else reference}
 
 
 @contextlib.contextmanager

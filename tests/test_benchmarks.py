@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from places import REPOSITORY
 
+from yolo_lightbackbones.plugin import formats as plugin_formats
+
 
 @pytest.fixture(scope="module")
 def pages() -> ModuleType:
@@ -168,6 +170,23 @@ def test_the_matrix_has_the_results(exports: ModuleType, exported: list[dict[str
         "litert quantize=8",
         "litert quantize=w8a16",
     }
+
+
+def test_the_page_lists_the_formats(exports: ModuleType) -> None:
+    """Of the plugin's table; `python benchmarks/formats.py --page` writes it."""
+    page = (REPOSITORY / "docs" / "exports.md").read_text(encoding="utf-8")
+    listed = sys.modules["formats"].listed()
+    assert f"-->\n\n{listed}\n\n<!-- formats: end -->" in page
+    for row in plugin_formats.FORMATS.values():
+        assert listed.count(f"| {row.title} | `{row.name}` |") == 1
+
+
+def test_a_row_of_the_matrix_is_what_the_plugin_says(exports: ModuleType) -> None:
+    rows = sys.modules["formats"].FORMATS
+    assert {row.name for row in rows} <= set(plugin_formats.FORMATS)
+    (qnn,) = (row for row in rows if row.name == "qnn")
+    assert (qnn.packages, qnn.runs) == (("onnxruntime-qnn",), "in a simulator")
+    assert "a minute per image" in qnn.note
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])

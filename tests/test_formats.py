@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,6 +105,12 @@ def test_the_doctor_looks_for_its_packages() -> None:
     assert versions["madeup-runtime"], "pip stands for it"
 
 
+def test_the_doctor_names_formats_whose_packages_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.search(r"installed for torchscript, .*\bmadeup;", diagnosis._exports().text)
+    monkeypatch.setitem(formats.FORMATS, "madeup", replace(MADE_UP, packages=("pytest", "a-package-of-nobody")))
+    assert "madeup" not in diagnosis._exports().text
+
+
 def test_its_folder_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "best_madeup_model").mkdir()
     (tmp_path / "best_madeup_model" / "older").write_text("")
@@ -129,5 +137,23 @@ def test_its_converter_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ultralytics_has_the_formats_of_the_table() -> None:
-    offered = export_formats()["Argument"]
-    assert {name for name in formats.FORMATS if name not in offered} <= {"madeup", "xilinx"}, "the latter is new"
+    """Every format of the installed release has a row; formats that older releases lack were not run here."""
+    offered = {name for name in export_formats()["Argument"] if name.isidentifier()}
+    assert offered <= set(formats.FORMATS)
+    lacking = {name for name in set(formats.FORMATS) - offered if formats.FORMATS[name].runs == "here"}
+    assert lacking <= {"madeup"}
+
+
+@pytest.mark.parametrize(
+    "row", [row for name, row in formats.FORMATS.items() if name != "madeup"], ids=lambda r: r.name
+)
+def test_a_row_says_what_was_tried(row: formats.Format) -> None:
+    assert row.title
+    assert row.on
+    assert (row.reason == "") == (row.runs == "here"), "what was not run here has a reason"
+    assert len(row.reason) < 90
+    assert not row.reason.endswith(".")
+    assert row.packages or row.runs == "not obtainable here"
+    if row.extra:
+        extras = importlib.metadata.metadata("yolo-lightbackbones").get_all("Provides-Extra") or []
+        assert row.extra in extras

@@ -73,7 +73,7 @@ def versions() -> dict[str, str | None]:
 
 def findings() -> list[Finding]:
     """Run all checks; each comes after those that it builds on."""
-    found = [_copies(), _installation(), _yamls(), *_autoload()]
+    found = [_copies(), _installation(), _yamls(), *_autoload(), _exports()]
     with _settings_of_its_own(), _recorded_warnings() as caught:
         importable = [_import("torch"), _import("ultralytics.nn.tasks")]
         found += importable
@@ -122,6 +122,17 @@ def _yamls() -> Finding:
     if models:
         return Finding("YAMLs", OK, f"{len(models)} model YAMLs in {folder}")
     return Finding("YAMLs", WRONG, f"no model YAMLs in {folder}", f"install {DISTRIBUTION} again.")
+
+
+def _exports() -> Finding:
+    """The formats whose packages are all installed."""
+    there = [row.name for row in formats.FORMATS.values() if row.packages and all(map(_is_installed, row.packages))]
+    text = f"all packages are installed for {', '.join(there) or 'no format'}; docs/exports.md says what others need"
+    return Finding("exports", OK, text)
+
+
+def _is_installed(package: str) -> bool:
+    return installed(*formats.packages()[package]) is not None
 
 
 # --- the autoload -----------------------------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ _ROWS = (
         on="AMD's Versal AI Edge NPUs",
         packages=("amd-quark",),
         emptied="_xilinx_model",
+        runs="in a simulator",
+        reason="ONNX Runtime computes on the CPU what the NPU would",
     ),
     Format(
         "deepx",
@@ -248,8 +250,8 @@ _ROWS = (
         on="DEEPX NPUs",
         bound=True,
         packages=("dx-com",),
-        runs="converts",
-        reason="the file holds a binary for the NPU",
+        runs="not obtainable here",
+        reason="the compiler did not finish in 10 minutes on two busy cores",
     ),
     Format(
         "coreai",
@@ -305,7 +307,7 @@ _ROWS = (
         bound=True,
         emptied="_hailo_model",
         runs="not obtainable here",
-        reason="the compiler needs an account, and Ultralytics exports only YOLOv8, YOLO11 and YOLO26 to it",
+        reason="the compiler needs an account, and Ultralytics exports only some stock models to it",
     ),
     Format(
         "ascend",
