@@ -191,6 +191,8 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     ours = f", {row['ms']['ours']:.1f} ms" if "ours" in row.get("ms", {}) else ""
+    if "share" in row:
+        return f"{row['share'][1]:.0%} of the matrix product{ours}"
     return harness.ratio_cell(row) + ours
 
 

@@ -202,6 +202,25 @@ def test_a_real_run_and_its_continuation(
     assert "repvit_m0_6 / reference" in output.with_suffix(".md").read_text()
 
 
+def test_shares_are_of_the_families(
+    benchmark: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    speed = benchmark("speed")
+    jobs = []
+
+    def made_up(job: dict[str, Any]) -> list[dict[str, Any]]:
+        jobs.append((job["model"], job["runtime"]))
+        numbers = {"gflops": 20.0, "limit": 80.0, "share": [0.2, 0.25, 0.3], "operators": {"Conv": 1.0}}
+        return [{"size": job["sizes"][0], "batch": 1, "ms": {"ours": 5.0}, **numbers}]
+
+    monkeypatch.setattr(speed, "run_apart", made_up)
+    output = tmp_path / "speed.json"
+    speed.main(["--share", "--families", "repvit", "--runtimes", "onnx", "--sizes", "320", "--output", str(output)])
+    assert jobs == [("repvit_m0_9", "onnx")]  # timm's has the same graph
+    assert "| 320 px, batch 1 | 20.0 | 80.0 | 25% | Conv 100% |" in output.with_suffix(".md").read_text()
+
+
 def test_what_a_process_of_its_own_says(benchmark: Callable[[str], ModuleType]) -> None:
     job = {
         "kind": "inference",
