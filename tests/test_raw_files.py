@@ -27,8 +27,8 @@ from ultralytics.utils.export import rknn as rknn_export
 from yolo_lightbackbones.plugin import command, decoding, raw_files, raw_heads
 
 SIZE = (128, 64)  # height, width
-PACKAGES = {"executorch": "executorch", "litert": "litert_torch", "mnn": "MNN", "ncnn": "pnnx"}
-FORMATS = ["torchscript", "onnx", "openvino", "ncnn", "mnn", "executorch", "litert"]
+PACKAGES = {"litert": "litert_torch", "mnn": "MNN", "ncnn": "pnnx"}
+FORMATS = ["torchscript", "onnx", "openvino", "ncnn", "mnn", "litert"]
 
 
 @pytest.fixture(scope="module")

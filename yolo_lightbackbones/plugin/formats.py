@@ -107,7 +107,7 @@ _ROWS = (
         # With the package, it contacts the makers of MNN.
         silenced={"MNN.tools.utils.log": ("mnn_logger",)},
     ),
-    Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40, raw_heads=True),
+    Format("executorch", extra="executorch", packages=("executorch",), matrix_from=40),
     Format("coreml", aliases=("mlmodel",), extra="coreml", packages=("coremltools",)),
     Format(
         "litert",

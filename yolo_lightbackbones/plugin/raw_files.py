@@ -134,7 +134,7 @@ def misfit_of_backends(apply: Any) -> str | None:
 def _in_order(backend: Any, outputs: Sequence[Any], layout: Layout) -> Sequence[Any]:
     """Bring the outputs of a backend into the order of `Layout.names`, by their names where the runtime has names.
 
-    TorchScript, OpenVINO, ExecuTorch and RKNN keep the order of the exported model.
+    TorchScript, OpenVINO and RKNN keep the order of the exported model.
     """
     find = _NAMED.get(type(backend).__name__)
     if find is None:
