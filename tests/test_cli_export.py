@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ultralytics import YOLO
 from yolo_lightbackbones import plugin
 from yolo_lightbackbones.cli import app, export_run
 from yolo_lightbackbones.datasets.digits import build_digits
-from yolo_lightbackbones.plugin import devices, proof
+from yolo_lightbackbones.plugin import devices, formats, proof
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,14 +158,15 @@ def test_int8_with_a_data_set(folder: Path) -> None:
 
 @pytest.mark.usefixtures("exported")
 def test_what_cannot_run_here_is_not_proven(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(proof._ELSEWHERE, "torchscript", "it runs on the moon")
+    row = replace(formats.find("torchscript"), bound=True, on="the moon")
+    monkeypatch.setitem(formats.FORMATS, "torchscript", row)
     result = run("best.pt", "--format", "torchscript", "--imgsz", "64")
     assert result.exit_code == 0, result.output
-    assert "Not proven: it runs on the moon." in result.stdout
+    assert "Not proven: TorchScript files run only on the moon." in result.stdout
     assert names(folder) == {*GIVEN, "best.torchscript"}
     result = run("best.pt", "--format", "torchscript", "--imgsz", "64", "--json")
     found = json.loads(result.stdout)
-    assert (found["proven"], found["not_proven"]) == (False, "it runs on the moon")
+    assert (found["proven"], found["not_proven"]) == (False, "TorchScript files run only on the moon")
     assert "score" not in found
 
 
