@@ -29,6 +29,7 @@ from yolo_lightbackbones.layers.parc import (
     PositionAwareConv,
 )
 from yolo_lightbackbones.layers.position import PositionEmbedding
+from yolo_lightbackbones.layers.recompute import Chained, Layer, Product, Sum, run
 
 __all__ = [
     "LAYER_SCALE_FOR_SCRATCH",
@@ -36,6 +37,7 @@ __all__ = [
     "PYRAMID_CHANNELS",
     "Axis",
     "BatchNorm2d",
+    "Chained",
     "Channels",
     "CircularConv",
     "ConvNorm",
@@ -45,18 +47,22 @@ __all__ = [
     "FoldedParCBranch",
     "FoldedPositionAwareConv",
     "InvertedResidual",
+    "Layer",
     "LayerNorm2d",
     "ParCBranch",
     "ParCConv",
     "ParCConvNorm",
     "PositionAwareConv",
     "PositionEmbedding",
+    "Product",
     "PyramidLevel",
     "SimpleFeaturePyramid",
+    "Sum",
     "add_scaled",
     "check_plain",
     "drop_path_rates",
     "init_for_scratch",
     "no_weight_decay",
     "pyramid_taps",
+    "run",
 ]
