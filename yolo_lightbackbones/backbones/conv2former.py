@@ -36,7 +36,7 @@ from yolo_lightbackbones.layers import (
     add_scaled,
     drop_path_rates,
 )
-from yolo_lightbackbones.options import FURTHER_OPTIONS, ROW_OPTIONS, Option, odd, scale, share, whole
+from yolo_lightbackbones.options import FURTHER_OPTIONS, Option, odd, scale, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
@@ -254,7 +254,7 @@ class Conv2Former(StagedBackbone):
     variants = VARIANTS
     block_rows = {"ConvModBlock": ConvModBlocks}
     input_convention = IMAGENET
-    row_options = {**ROW_OPTIONS, "pyramid": FURTHER_OPTIONS["pyramid"]}
+    row_options = {**StagedBackbone.row_options, "pyramid": FURTHER_OPTIONS["pyramid"]}
     row_init = "scratch"
     row_tap_norm = "batch"
 

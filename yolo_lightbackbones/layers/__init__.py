@@ -4,6 +4,7 @@ Checkpoints store each class with the module that defines it, so moving a class 
 """
 
 from yolo_lightbackbones.layers.channels import Channels
+from yolo_lightbackbones.layers.checkpointing import checkpointed
 from yolo_lightbackbones.layers.circular import Axis, CircularConv, FixedConv
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.downsample import Downsample
@@ -60,6 +61,7 @@ __all__ = [
     "Sum",
     "add_scaled",
     "check_plain",
+    "checkpointed",
     "drop_path_rates",
     "init_for_scratch",
     "no_weight_decay",
