@@ -25,7 +25,7 @@ def test_a_step_is_the_same(name: str) -> None:
     for one in (model, plain):
         for _ in range(2):
             torch.manual_seed(3)
-            maps.append(step(one, images(4, torch.float64)))
+            maps.append(step(one, images(2, torch.float64)))
     torch.testing.assert_close(maps[1], maps[3], rtol=1e-10, atol=1e-10)
     assert_same_step(model, plain, 1e-9)
 
@@ -51,7 +51,6 @@ def test_modes_and_statistics_after_a_step() -> None:
     assert isinstance(loss, torch.Tensor)
     loss.backward()
     assert not any(module.training for module in model.modules())
-    assert all(norm.track_running_stats for norm in norms)
     assert {int(norm.num_batches_tracked or 0) for norm in norms} == {0, 1}
     torch.testing.assert_close(norms[5].state_dict(), frozen, rtol=0, atol=0)
 

@@ -30,21 +30,16 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _second_run(modes: list[tuple[nn.Module, bool]]) -> Iterator[None]:
-    """Give modules the modes of the first run, and have norms count no batch twice."""
-    before = [(module, module.training) for module, _ in modes]
-    tracking = [
-        module
-        for module, training in modes
-        if training and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
+    """Give modules the modes of the first run, and have norms count in copies of their running statistics."""
+    before = [(module, module.training, dict(module._buffers)) for module, _ in modes]
     try:
         for module, training in modes:
             module.training = training
-        for module in tracking:
-            module.track_running_stats = False  # in training: the statistics of the batch, as before
+            if training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for name, buffer in module._buffers.items():
+                    module._buffers[name] = None if buffer is None else buffer.clone()
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
-        for module, training in before:
+        for module, training, buffers in before:
             module.training = training
+            module._buffers.update(buffers)
