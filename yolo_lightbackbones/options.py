@@ -101,6 +101,7 @@ FURTHER_OPTIONS: Mapping[str, Option] = {
         ),
     ),
     "pyramid": choice("none", "simple"),
+    "checkpoint": switch(False),
 }
 """Options of a backbone row that only some families have; `Backbone.row_options` has those of a family."""
 
@@ -128,8 +129,10 @@ class Options:
         pretrained: True for the published weights, or a file of weights.
         imgsz: side of the image, or its height and width, in pixels, for a variant that is built for one size.
         pyramid: `"simple"` makes all taps from the last map of a variant that has only one reduction.
+        checkpoint: whether training computes the maps inside of blocks twice instead of keeping them for the backward
+            pass: less memory, and more time.
 
-    The last three are for families that have them in `Backbone.row_options`; others refuse them.
+    The last four are for families that have them in `Backbone.row_options`; others refuse them.
 
     Raises:
         ValueError: for a value that is not allowed. The variant checks the names of the taps.
@@ -144,6 +147,7 @@ class Options:
     pretrained: bool | str = False
     imgsz: int | Sequence[int] | None = None
     pyramid: PyramidMode = "none"
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if not is_whole(self.in_channels) or not 1 <= self.in_channels <= MOST_CHANNELS:

@@ -95,6 +95,7 @@ def create_backbone(
     pretrained: bool | str = False,
     imgsz: int | Sequence[int] | None = None,
     pyramid: PyramidMode = "none",
+    checkpoint: bool = False,
 ) -> Backbone:
     """Build a backbone by its full name, with random weights: `create_backbone("edgevit_xxs", taps=("P3", "P5"))`.
 
@@ -113,7 +114,7 @@ def create_backbone(
         others = "".join(f", or {cls.full_name(cls.choices())}" for cls in families().values() if cls.is_open)
         raise ValueError(f"Unknown backbone {quoted(name)}.{hint} Allowed: {listed(names, 100)}{others}.")
     cls, variant = found
-    further: dict[str, Any] = {"pretrained": pretrained, "imgsz": imgsz, "pyramid": pyramid}
+    further: dict[str, Any] = {"pretrained": pretrained, "imgsz": imgsz, "pyramid": pyramid, "checkpoint": checkpoint}
     return cls(variant, Options(in_channels, taps, drop_path_rate, input_norm, init, normed_taps, **further))
 
 

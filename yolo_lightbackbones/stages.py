@@ -13,7 +13,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from yolo_lightbackbones.backbone import Backbone
 from yolo_lightbackbones.input_norm import InputConvention, InputNorm
 from yolo_lightbackbones.inspection import Inspectable, Part
 from yolo_lightbackbones.messages import quoted
-from yolo_lightbackbones.options import ROW_OPTIONS, Options
+from yolo_lightbackbones.options import FURTHER_OPTIONS, ROW_OPTIONS, Option, Options
 from yolo_lightbackbones.tap_norms import TAP_NORMS, TapNorm, TapNorms
 
 BLOCKS_BEHIND_TAP = "blocks_behind_tap"
@@ -39,6 +39,9 @@ class Stage(nn.Module):
         reduction: image side divided by output side, a power of two.
         downsample: module between the previous stage and the blocks; None if the stem has downsampled already.
     """
+
+    checkpoint = False
+    """Whether training keeps only the inputs of downsampling and blocks for the backward pass."""
 
     def __init__(
         self, blocks: Iterable[nn.Module], *, channels: int, reduction: int, downsample: nn.Module | None = None
@@ -59,9 +62,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the feature map of the tap, and the input of the next stage."""
-        tapped = x = self.downsample(x)
+        tapped = x = _run(self.downsample, x, self.checkpoint)
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = _run(block, x, self.checkpoint)
             if number <= len(self.blocks) - self.blocks_behind_tap:
                 tapped = x
         return tapped, x
@@ -108,6 +111,11 @@ class StagedBackbone(Backbone, fusion.Fusible):
     """
 
     pyramid: layers.SimpleFeaturePyramid | None
+    row_options: ClassVar[Mapping[str, Option]] = {**ROW_OPTIONS, "checkpoint": FURTHER_OPTIONS["checkpoint"]}
+    checkpoint = False
+    """Whether training keeps only the inputs of the stem, of downsampling and of blocks for the backward pass.
+
+    The last of several stages keeps its maps: they are small, and its blocks cost as much to run again as others."""
 
     def __init__(self, variant: Any, options: Options | None = None, **named: Any) -> None:
         super().__init__()
@@ -137,6 +145,10 @@ class StagedBackbone(Backbone, fusion.Fusible):
         else:
             self.init_as_published()
         self.tap_norms = TapNorms({tap: TapNorm(offered[tap]) for tap in self.taps if tap in options.normed_taps})
+        if options.checkpoint:
+            self.checkpoint = True
+            for stage in self._stages():
+                stage.checkpoint = len(self.stages) == 1 or stage.reduction < self.size_divisibility
 
     def build_stem(self, config: Any, in_channels: int) -> nn.Module:
         """Build the stem: normalised image -> input of the first stage. Its first parameter must be a conv weight."""
@@ -151,7 +163,7 @@ class StagedBackbone(Backbone, fusion.Fusible):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self.check_size(x)
-        x = self.stem(self.input_norm(x))
+        x = _run(self.stem, self.input_norm(x), self.checkpoint)
         features = []
         for stage in self._stages():
             tapped, x = stage(x)
@@ -261,6 +273,11 @@ def _needed(stages: Iterator[Stage], taps: Sequence[str] | None) -> list[Stage]:
         if taps is not None and set(taps) <= {stage.tap for stage in built}:
             break
     return built
+
+
+def _run(module: nn.Module, x: Tensor, checkpoint: bool) -> Tensor:
+    out: Tensor = layers.checkpointed(module, x) if checkpoint and module.training else module(x)
+    return out
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

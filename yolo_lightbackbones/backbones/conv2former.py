@@ -26,13 +26,17 @@ from yolo_lightbackbones.input_norm import IMAGENET
 from yolo_lightbackbones.layers import (
     LAYER_SCALE_FOR_SCRATCH,
     BatchNorm2d,
+    Chained,
     Downsample,
     DropPath,
+    Layer,
     LayerNorm2d,
+    Product,
+    Sum,
     add_scaled,
     drop_path_rates,
 )
-from yolo_lightbackbones.options import FURTHER_OPTIONS, ROW_OPTIONS, Option, odd, scale, share, whole
+from yolo_lightbackbones.options import FURTHER_OPTIONS, Option, odd, scale, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
 
@@ -102,7 +106,7 @@ class Conv2d(nn.Conv2d):
         super().reset_parameters()
 
 
-class Stem(fusion.Fusible):
+class Stem(Chained, fusion.Fusible):
     """Three convolutions instead of patches (paper, section 3.1): (B, C, H, W) -> (B, dim, H / 4, W / 4)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
@@ -115,11 +119,8 @@ class Stem(fusion.Fusible):
         self.conv3 = Conv2d(hidden, dim, 2, stride=2, bias=False)
         self.act = nn.GELU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.act(self.conv1(x)))
-        x = self.norm2(self.act(self.conv2(x)))
-        out: Tensor = self.conv3(x)
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return self.conv1, self.act, self.norm1, self.conv2, self.act, self.norm2, self.conv3
 
     def fold(self) -> Stem:
         # the shift of the first norm cannot fold into conv2, which pads the output of the norm with zeros
@@ -142,7 +143,7 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class ConvModulation(fusion.Fusible):
+class ConvModulation(Chained, fusion.Fusible):
     """Convolutional modulation (paper, section 3.2): (B, dim, H, W) -> the same.
 
     Self-attention weights the values by the similarity of queries and keys. Here the values are multiplied by a large
@@ -158,11 +159,9 @@ class ConvModulation(fusion.Fusible):
         self.value = Conv2d(dim, dim)
         self.proj = Conv2d(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        weights = self.depthwise(self.act(self.query(x)))
-        out: Tensor = self.proj(weights * self.value(x))
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        weights = (self.query, self.act, self.depthwise)
+        return self.norm, Product(weights, (self.value,)), self.proj
 
     def fold(self) -> ConvModulation:
         scale, shift = fusion.take_affine(self.norm)
@@ -171,7 +170,7 @@ class ConvModulation(fusion.Fusible):
         return self
 
 
-class Mlp(fusion.Fusible):
+class Mlp(Chained, fusion.Fusible):
     """Norm, 1x1, GELU, a depthwise 3x3 with GELU as a residual, 1x1 (paper, figure 3): (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, mlp_ratio: int) -> None:
@@ -183,11 +182,8 @@ class Mlp(fusion.Fusible):
         self.depthwise = Conv2d(hidden, hidden, 3, groups=hidden)
         self.fc2 = Conv2d(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.fc1(self.norm(x)))
-        x = x + self.act(self.depthwise(x))
-        out: Tensor = self.fc2(x)
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return self.norm, self.fc1, self.act, Sum((self.depthwise, self.act)), self.fc2
 
     def fold(self) -> Mlp:
         self.fc1 = fusion.scale_inputs(self.fc1, *fusion.take_affine(self.norm))
@@ -258,7 +254,7 @@ class Conv2Former(StagedBackbone):
     variants = VARIANTS
     block_rows = {"ConvModBlock": ConvModBlocks}
     input_convention = IMAGENET
-    row_options = {**ROW_OPTIONS, "pyramid": FURTHER_OPTIONS["pyramid"]}
+    row_options = {**StagedBackbone.row_options, "pyramid": FURTHER_OPTIONS["pyramid"]}
     row_init = "scratch"
     row_tap_norm = "batch"
 

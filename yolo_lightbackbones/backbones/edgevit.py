@@ -24,7 +24,7 @@ from yolo_lightbackbones import fusion, recording
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import IMAGENET
-from yolo_lightbackbones.layers import BatchNorm2d, DropPath, LayerNorm2d, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, Chained, DropPath, Layer, LayerNorm2d, drop_path_rates, run
 from yolo_lightbackbones.options import MOST_CHANNELS, Option, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
@@ -93,7 +93,7 @@ class PositionEncoding(fusion.Fusible):
         return fusion.add_identity(self.conv)
 
 
-class Mlp(nn.Module):
+class Mlp(Chained):
     """MLP of 1x1 convolution, GELU, 1x1 convolution: (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, mlp_ratio: int) -> None:
@@ -102,9 +102,8 @@ class Mlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(dim * mlp_ratio, dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return self.fc1, self.act, self.fc2
 
 
 class LocalAggregation(fusion.Fusible):
@@ -123,8 +122,8 @@ class LocalAggregation(fusion.Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pos_embed(x)
-        x = x + self.drop_path(self.conv2(self.conv_dw(self.conv1(self.norm1(x)))))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(run(x, self.norm1, self.conv1, self.conv_dw, self.conv2))
+        x = x + self.drop_path(run(x, self.norm2, self.mlp))
         return x
 
     def fold(self) -> LocalAggregation:
@@ -245,7 +244,7 @@ class GlobalAttention(fusion.Fusible):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pos_embed(x)
         x = x + self.drop_path(self.attn(x))
-        x = x + self.drop_path(self.mlp(self.norm(x)))
+        x = x + self.drop_path(run(x, self.norm, self.mlp))
         return x
 
     def fold(self) -> GlobalAttention:

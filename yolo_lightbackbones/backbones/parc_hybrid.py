@@ -37,6 +37,7 @@ from yolo_lightbackbones.layers import (
     ParCConvNorm,
     add_scaled,
     drop_path_rates,
+    run,
 )
 from yolo_lightbackbones.options import PyramidMode, TapNormMode
 from yolo_lightbackbones.stages import Stage, StagedBackbone
@@ -93,7 +94,7 @@ class ConvNeXtBlock(fusion.Fusible):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.fc2(self.act(self.fc1(self.norm(self.token_mixer(x)))))
+        branch = run(x, self.token_mixer, self.norm, self.fc1, self.act, self.fc2)
         return add_scaled(x, self.drop_path(branch), self.layer_scale)
 
     def init_for_scratch(self) -> None:
@@ -121,7 +122,7 @@ class ResNetStem(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pool(self.act(self.conv(x)))
+        out: Tensor = self.pool(run(x, self.conv, self.act))
         return out
 
 
@@ -150,7 +151,7 @@ class Bottleneck(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.conv3(self.act(self.conv2(self.act(self.conv1(x)))))
+        branch = run(x, self.conv1, self.act, self.conv2, self.act, self.conv3)
         out: Tensor = self.act(self.shortcut(x) + self.drop_path(branch))
         return out
 
@@ -172,8 +173,7 @@ class MobileStem(nn.Module):
         self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.project(self.act(self.depthwise(self.act(self.conv(x)))))
-        return out
+        return run(x, self.conv, self.act, self.depthwise, self.act, self.project)
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------

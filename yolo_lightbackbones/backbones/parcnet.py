@@ -31,12 +31,15 @@ from yolo_lightbackbones.card import Card, Figures
 from yolo_lightbackbones.input_norm import InputConvention
 from yolo_lightbackbones.layers import (
     BatchNorm2d,
+    Chained,
     ConvNorm,
     DropPath,
     InvertedResidual,
+    Layer,
     ParCBranch,
     PositionEmbedding,
     drop_path_rates,
+    run,
 )
 from yolo_lightbackbones.options import Option, share, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
@@ -120,7 +123,7 @@ class Stem(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks(self.act(self.conv(x)))
+        out: Tensor = self.blocks(run(x, self.conv, self.act))
         return out
 
 
@@ -161,7 +164,7 @@ def _on_pooled(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-class Mlp(fusion.Fusible):
+class Mlp(Chained, fusion.Fusible):
     """MLP of norm, 1x1 convolution, Hardswish, 1x1 convolution, dropout: (B, dim, H, W) -> the same."""
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
@@ -172,9 +175,8 @@ class Mlp(fusion.Fusible):
         self.fc2 = nn.Conv2d(hidden, dim, 1)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dropout(self.fc2(self.act(self.fc1(self.norm(x)))))
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return self.norm, self.fc1, self.act, self.fc2, self.dropout
 
     def fold(self) -> Mlp:
         self.fc1 = fusion.fold_norm_before(self.fc1, self.norm)
@@ -220,10 +222,9 @@ class LocalGlobal(fusion.Fusible):
         self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.blocks(self.pointwise(self.act(self.local(x))))
-        features = self.act(self.project(self.norm(features)))
-        out: Tensor = self.act(self.merge(torch.cat((features, x), 1)))
-        return out
+        features = self.blocks(run(x, self.local, self.act, self.pointwise))
+        features = run(features, self.norm, self.project, self.act)
+        return run(torch.cat((features, x), 1), self.merge, self.act)
 
     def fold(self) -> LocalGlobal:
         assert isinstance(self.project, nn.Conv2d), "children fold first"

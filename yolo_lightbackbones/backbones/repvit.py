@@ -24,7 +24,7 @@ from yolo_lightbackbones import fusion
 from yolo_lightbackbones.blocks import BlockRow
 from yolo_lightbackbones.card import Card, Figures, Release
 from yolo_lightbackbones.input_norm import IMAGENET
-from yolo_lightbackbones.layers import BatchNorm2d, ConvNorm, DropPath, drop_path_rates
+from yolo_lightbackbones.layers import BatchNorm2d, Chained, ConvNorm, DropPath, Layer, Sum, drop_path_rates, run
 from yolo_lightbackbones.options import Option, share, switch, whole
 from yolo_lightbackbones.stages import Stage, StagedBackbone
 
@@ -73,11 +73,10 @@ class Stem(nn.Module):
         self.conv2 = ConvNorm(dim // 2, dim, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv2(self.act(self.conv1(x)))
-        return out
+        return run(x, self.conv1, self.act, self.conv2)
 
 
-class RepDepthwise(fusion.Fusible):
+class RepDepthwise(Chained, fusion.Fusible):
     """Depthwise 3x3, depthwise 1x1 and identity, summed and normalised: (B, dim, H, W) -> the same.
 
     This is the token mixer (paper, section 3.2, "structural re-parameterization"). It folds into one depthwise 3x3.
@@ -89,9 +88,8 @@ class RepDepthwise(fusion.Fusible):
         self.conv1x1 = nn.Conv2d(dim, dim, 1, groups=dim)
         self.norm = BatchNorm2d(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.conv3x3(x) + self.conv1x1(x) + x)
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return Sum((self.conv3x3,), (self.conv1x1,)), self.norm
 
     def fold(self) -> nn.Conv2d:
         assert isinstance(self.conv3x3, nn.Conv2d), "children fold first"
@@ -135,7 +133,7 @@ class ChannelMixer(nn.Module):
         nn.init.ones_(self.conv2.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.drop_path(self.conv2(self.act(self.conv1(x))))
+        out: Tensor = x + self.drop_path(run(x, self.conv1, self.act, self.conv2))
         return out
 
 
@@ -166,7 +164,7 @@ class Downsample(nn.Module):
         self.channel_mixer = ChannelMixer(dim, mlp_ratio, drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.channel_mixer(self.pointwise(self.depthwise(x)))
+        out: Tensor = self.channel_mixer(run(x, self.depthwise, self.pointwise))
         return out
 
 

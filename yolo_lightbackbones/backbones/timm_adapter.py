@@ -66,7 +66,7 @@ class Timm(Backbone, fusion.Fusible):
     )
     row_options: ClassVar[Mapping[str, Option]] = {
         **{name: option for name, option in ROW_OPTIONS.items() if name != "init"},
-        **FURTHER_OPTIONS,
+        **{name: option for name, option in FURTHER_OPTIONS.items() if name != "checkpoint"},
     }
 
     def __init__(self, variant: str, options: Options | None = None, **named: Any) -> None:

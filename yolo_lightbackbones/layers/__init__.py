@@ -4,6 +4,7 @@ Checkpoints store each class with the module that defines it, so moving a class 
 """
 
 from yolo_lightbackbones.layers.channels import Channels
+from yolo_lightbackbones.layers.checkpointing import checkpointed
 from yolo_lightbackbones.layers.circular import Axis, CircularConv, FixedConv
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.downsample import Downsample
@@ -29,6 +30,7 @@ from yolo_lightbackbones.layers.parc import (
     PositionAwareConv,
 )
 from yolo_lightbackbones.layers.position import PositionEmbedding
+from yolo_lightbackbones.layers.recompute import Chained, Layer, Product, Sum, run
 
 __all__ = [
     "LAYER_SCALE_FOR_SCRATCH",
@@ -36,6 +38,7 @@ __all__ = [
     "PYRAMID_CHANNELS",
     "Axis",
     "BatchNorm2d",
+    "Chained",
     "Channels",
     "CircularConv",
     "ConvNorm",
@@ -45,18 +48,23 @@ __all__ = [
     "FoldedParCBranch",
     "FoldedPositionAwareConv",
     "InvertedResidual",
+    "Layer",
     "LayerNorm2d",
     "ParCBranch",
     "ParCConv",
     "ParCConvNorm",
     "PositionAwareConv",
     "PositionEmbedding",
+    "Product",
     "PyramidLevel",
     "SimpleFeaturePyramid",
+    "Sum",
     "add_scaled",
     "check_plain",
+    "checkpointed",
     "drop_path_rates",
     "init_for_scratch",
     "no_weight_decay",
     "pyramid_taps",
+    "run",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from yolo_lightbackbones import fusion
 from yolo_lightbackbones.layers.norms import LayerNorm2d
+from yolo_lightbackbones.layers.recompute import Chained, Layer
 
 
-class Downsample(fusion.Fusible):
+class Downsample(Chained, fusion.Fusible):
     """LayerNorm and a 2x2 convolution of stride 2: (B, in_channels, H, W) -> (B, dim, H / 2, W / 2).
 
     Args:
@@ -22,9 +23,8 @@ class Downsample(fusion.Fusible):
         self.norm = LayerNorm2d(in_channels, eps=1e-6)
         self.conv = conv(in_channels, dim, 2, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.norm(x))
-        return out
+    def layers(self) -> tuple[Layer, ...]:
+        return self.norm, self.conv
 
     def fold(self) -> Downsample:
         self.conv = fusion.scale_inputs(self.conv, *fusion.take_affine(self.norm))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.drop_path import DropPath
+from yolo_lightbackbones.layers.recompute import run
 
 
 class InvertedResidual(nn.Module):
@@ -42,5 +43,5 @@ class InvertedResidual(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.project(self.act(self.depthwise(self.act(self.expand(x)))))
+        out = run(x, self.expand, self.act, self.depthwise, self.act, self.project)
         return x + self.drop_path(out) if self.residual else out
