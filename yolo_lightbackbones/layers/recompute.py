@@ -7,8 +7,8 @@ computed twice.
 
 A block is written as a sequence, `run(x, self.conv1, self.act, self.conv2)`. The modules, their names and their
 parameters are what they were. `run` calls one after the other as modules where they must be called: without gradients,
-in evaluation, for exporters, compilers, torch.func and torch.fx, and where somebody has put in hooks, parametrisations,
-quantisers or layers of another class.
+in evaluation, on CUDA (see `DEVICES`), for exporters, compilers, torch.func and torch.fx, and where somebody has put in
+hooks, parametrisations, quantisers or layers of another class.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from yolo_lightbackbones.layers import links
 from yolo_lightbackbones.layers.conv_norm import ConvNorm
 from yolo_lightbackbones.layers.norms import BatchNorm2d, LayerNorm2d
 
-DEVICES = ("cpu", "cuda")
-"""Devices on which the operations of autograd can be called by name."""
+DEVICES = ("cpu",)
+"""Devices on which this is switched on. CUDA has the same operations, but its gradients in half precision were not yet
+compared with those of the modules, so that layers are called one by one there."""
 
 
 class Chained(nn.Module):
