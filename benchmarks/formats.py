@@ -3,7 +3,7 @@
     python benchmarks/formats.py litert    # installs them into .export/litert
     python benchmarks/formats.py --page    # writes the list of formats in docs/exports.md
 
-No test runs the first: the packages come from the network.
+No test runs these: the packages come from the network. A test compares the page with the table.
 
 What a format is, is said in the plugin's table (`yolo_lightbackbones/plugin/formats.py`). A format whose packages do
 not go with the others' gets them in an overlay: a folder of its own under `.export`, put in front of the environment's

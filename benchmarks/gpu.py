@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --out FOLDER              # under 8 minutes, on a machine with CUDA and TensorRT
     python benchmarks/gpu.py --out FOLDER --dry-run    # on a CPU: ONNX instead of TensorRT, small images, few steps
 
-Only the second is run by a test.
+No test runs these: they take minutes. tests/test_gpu_benchmark.py makes a smaller dry run.
 
 Writes FOLDER/gpu.json after every row, and FOLDER/gpu.md at the end. Nothing is downloaded: the detectors have random
 weights that react to the image (or those of `--weights`), and the images are the digits. A row that fails says why. A

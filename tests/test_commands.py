@@ -114,7 +114,7 @@ def test_the_commands_are_found() -> None:
     """Fewer than these means that a pattern has stopped matching; a page may say more."""
     lines = Counter(Path(page).suffix for page, found in BLOCKS.items() for block in found for _ in block.commands)
     assert lines[".md"] >= 60, lines
-    assert lines[".yaml"] == 125 + 10 + 18 + 8 + 3 + 1, (
+    assert lines[".yaml"] == 125 + 10 + 19 + 8 + 3 + 1, (
         "models, classifiers' second lines, recipes, theirs, data, example"
     )
     assert lines[".py"] >= 20, lines

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from yolo_lightbackbones.plugin import readback
 
 UNMEASURED = 64
@@ -98,6 +96,8 @@ class Format:
 
 def _write_noise(file: Path) -> None:
     """Write 20 images of noise as onnx2tf wants them: it tries its translation of some operations out on them."""
+    import numpy as np  # the command's help does without it
+
     np.save(file, np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32))
 
 
