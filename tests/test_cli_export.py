@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from ultralytics import YOLO
 
 from yolo_lightbackbones import plugin
-from yolo_lightbackbones.cli import app, export_run
+from yolo_lightbackbones.cli import app, export_request, export_run
 from yolo_lightbackbones.datasets.digits import build_digits
 from yolo_lightbackbones.plugin import devices, formats, proof
 
@@ -168,6 +168,34 @@ def test_what_cannot_run_here_is_not_proven(folder: Path, monkeypatch: pytest.Mo
     found = json.loads(result.stdout)
     assert (found["proven"], found["not_proven"]) == (False, "TorchScript files run only on the moon")
     assert "score" not in found
+
+
+def test_a_checkpoint_of_qat_is_judged_as_int8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[export_run.Job] = []
+
+    def stop(job: export_run.Job) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_run, "export", stop)
+    monkeypatch.setattr(export_request, "is_quantised", lambda _: True)
+    run("best.pt", "--format", "onnx", "--images", folder / "pictures", "--imgsz", "64")
+    assert [(job.request.quantize, job.request.precision) for job in jobs] == [(8, "int8")]
+
+
+def test_what_the_file_was_made_from_is_not_kept(folder: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_intermediate(detector: Any, _: Any) -> Path:
+        place = Path(detector.ckpt_path)
+        place.with_suffix(".onnx").write_text("not proven")
+        place.with_name("best_saved_model").mkdir()
+        return Path(shutil.copy(made / "best.torchscript", place.with_suffix(".torchscript")))
+
+    monkeypatch.setattr(export_run, "_exported", with_intermediate)
+    (folder / "best.onnx").write_text("the user's")
+    result = run("best.pt", "--format", "torchscript", "--images", "pictures", "--imgsz", "64")
+    assert result.exit_code == 0, result.output
+    assert (folder / "best.onnx").read_text() == "the user's"
+    assert names(folder) == {*GIVEN, "best.onnx", "best.torchscript"}
 
 
 # --- files that are wrong ---------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ def test_model_info() -> None:
     assert ModelInfo.from_metadata({}, input_shape=(32, 64)) == ModelInfo(32, 64, {}), "exports without metadata work"
     with pytest.raises(ValueError, match="'segment'"):
         ModelInfo.from_metadata({"task": "segment", "imgsz": "[96, 128]"})
+    with pytest.raises(ValueError, match="RT-DETR"):  # (1, n, 6) as well, but fractions, of a stretched image
+        ModelInfo.from_metadata({"task": "detect", "head": "RTDETRDecoder", "imgsz": "[96, 128]"})
     with pytest.raises(ValueError, match="1 channels"):
         ModelInfo.from_metadata({"channels": "1", "imgsz": "[96, 128]"})
     with pytest.raises(ValueError, match="imgsz"):

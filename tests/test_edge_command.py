@@ -65,6 +65,7 @@ def test_metadata_yaml_is_read_as_pyyaml_reads_it(tmp_path: Path) -> None:
         "date": "2026-01-01T00:00:00",
         "stride": 32,
         "task": "detect",
+        "head": "RTDETRDecoder",
         "imgsz": list(IMGSZ),
         "names": dict(enumerate(NAMES)),
         "args": {"batch": 1, "names": None, "data": "it's: here.yaml", "quantize": "w8a16", "nms": False},

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from test_exports import write_detector
 from ultralytics import YOLO
 
 from yolo_lightbackbones.plugin import formats, refusals
-from yolo_lightbackbones.plugin.environment import RefusedError, left_alone
+from yolo_lightbackbones.plugin.environment import RefusedError, left_alone, silenced
 
 NOWHERE = "192.0.2.1"  # RFC 5737: an address that nobody has
 
@@ -182,6 +183,26 @@ def in_thread(act: Callable[[], object]) -> type[BaseException] | None:
     thread.start()
     thread.join()
     return errors[0] if errors else None
+
+
+def test_exports_that_overlap_share_the_stand_ins() -> None:
+    name = next(iter(formats.silenced_modules()))
+    original = sys.modules.get(name)
+    first, second = silenced(), silenced()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert name in sys.modules, "the second is still exporting"
+    second.__exit__(None, None, None)
+    assert sys.modules.get(name) is original
+
+
+def test_the_workers_of_a_pool_are_free_after_an_export(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with left_alone("onnx", tmp_path), pytest.raises(RefusedError):
+            pool.submit(socket.getaddrinfo, "name.invalid", 80).result()
+        with pytest.raises(socket.gaierror):  # asked, and not found
+            pool.submit(socket.getaddrinfo, "name.invalid", 80).result()
 
 
 def test_other_threads_are_left_alone_and_those_of_an_export_are_not(tmp_path: Path) -> None:

@@ -170,6 +170,20 @@ def test_weights_of_such_a_training_go_into_a_new_model(name: str) -> None:
 
 
 @needs_modelopt
+@pytest.mark.parametrize("variant", ["m1_0", "m1_1"])  # wider; deeper
+def test_rows_of_another_variant_are_not_folded_for_weights_that_do_not_fit(variant: str) -> None:
+    source = prepare(awake_detector("yolov5n_repvit.yaml").model)
+    target = YOLO("yolov5n_repvit.yaml").model
+    config = copy.deepcopy(target.yaml)
+    config["backbone"][0][3] = [variant]
+    other = type(target)(config, verbose=False)
+    for model in (target, other):
+        quantising.take_form(model, source)
+    assert all(fusion.is_folded(row) for row in ours(target).values())
+    assert not any(fusion.is_folded(row) for row in ours(other).values())
+
+
+@needs_modelopt
 def test_the_onnx_file_has_quantised_convolutions_and_no_norms(tmp_path: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     detector, image = awake_detector("yolov5n_repvit.yaml"), random_image(64, 64)

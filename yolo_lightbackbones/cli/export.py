@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,6 +124,8 @@ def _read(
         if output is not None and not output.is_dir():
             raise UserError(f"There is no folder {output} to write to. Create it first.")
         target = export_request.checkpoint(model)
+        if request.quantize is None and export_request.is_quantised(target.module):
+            request = replace(request, quantize=8)  # Ultralytics writes INT8, whatever it is asked for
         size = export_request.size_of(imgsz, target)
         head = export_request.head_of(target, size)
         found = None

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -111,7 +112,20 @@ def export(job: Job) -> dict[str, Any]:
         if expected is not None:
             document |= _prove(job, place, file, expected)
         place.unlink()
+        _drop_others(file, staging.file.parent)
     return document
+
+
+def _drop_others(file: Path, folder: Path) -> None:
+    """Remove what converters leave beside the file, such as the ONNX file that it was made from: it was not proven."""
+    kept = folder / file.relative_to(folder).parts[0]
+    for other in folder.iterdir():
+        if other == kept:
+            continue
+        if other.is_dir() and not other.is_symlink():
+            shutil.rmtree(other)
+        else:
+            other.unlink()
 
 
 def _detector(checkpoint: Path) -> Any:

@@ -120,7 +120,8 @@ def left_alone(format: str, folder: Path) -> Iterator[None]:
 # --- refusing ---------------------------------------------------------------------------------------------------------
 
 _exports: weakref.WeakKeyDictionary[threading.Thread, _Export] = weakref.WeakKeyDictionary()
-"""Thread -> its export. Threads that an export has started stay in it: they may call home after the export's end."""
+"""Thread -> its export. Threads that an export has started stay in it: they may call home after the export's end.
+Workers of pools leave it at its end, because a pool gives them other work then."""
 
 
 _start = threading.Thread.start
@@ -133,8 +134,16 @@ _running: list[_Export] = []
 def _start_and_follow(self: threading.Thread) -> None:
     """Make a thread that an export starts part of that export. Python 3.11 has no audit event for it."""
     if (export := _exports.get(threading.current_thread())) is not None:
-        _exports[self] = export
+        with _lock:
+            _exports[self] = export
     _start(self)
+
+
+_POOLS = {"concurrent.futures.thread", "multiprocessing.pool"}
+
+
+def _is_of_pool(thread: threading.Thread) -> bool:
+    return getattr(getattr(thread, "_target", None), "__module__", None) in _POOLS
 
 
 @contextlib.contextmanager
@@ -147,14 +156,16 @@ def _watched(export: _Export) -> Iterator[None]:
         _running.append(export)
         if threading.Thread.start is _start:
             threading.Thread.start = _start_and_follow  # type: ignore[method-assign]
-    _exports[thread] = export
+        _exports[thread] = export
     try:
         yield
     finally:
-        del _exports[thread]
-        if before is not None:
-            _exports[thread] = before
         with _lock:
+            del _exports[thread]
+            for worker in [other for other, its in _exports.items() if its is export and _is_of_pool(other)]:
+                del _exports[worker]
+            if before is not None:
+                _exports[thread] = before
             _running.remove(export)
             if not _running and threading.Thread.start is _start_and_follow:
                 threading.Thread.start = _start  # type: ignore[method-assign]
@@ -260,18 +271,34 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep converters from importing modules that install or report at once; `Format.silenced` lists those."""
+    """Keep converters from importing modules that install or report at once; `Format.silenced` lists those.
+
+    Exports may overlap: the first puts the stand-ins in, and the last that ends takes them out.
+    """
+    with _lock:
+        _silent.append(_silent[0] if _silent else _put_stand_ins())
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _silent.pop()
+            if not _silent:
+                for name, module in before.items():
+                    sys.modules.pop(name, None)
+                    if module is not None:
+                        sys.modules[name] = module
+
+
+_silent: list[dict[str, types.ModuleType | None]] = []
+"""For each export that is inside `silenced`, the modules as they were before the first of them."""
+
+
+def _put_stand_ins() -> dict[str, types.ModuleType | None]:
     before = {name: sys.modules.get(name) for name in formats.silenced_modules()}
     for name, attributes in formats.silenced_modules().items():
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(dict.fromkeys(attributes))
-    try:
-        yield
-    finally:
-        for name, module in before.items():
-            del sys.modules[name]
-            if module is not None:
-                sys.modules[name] = module
+    return before
 
 
 @contextlib.contextmanager

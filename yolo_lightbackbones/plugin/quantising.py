@@ -82,7 +82,10 @@ def restore_qat(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def take_form(target: Any, source: nn.Module) -> None:
-    """Fold those rows of `target` that are folded in `source`, a model with quantisers; they stay trainable."""
+    """Fold those rows of `target` that are folded in `source`, a model with quantisers; they stay trainable.
+
+    A row of another variant stays as it is, because its weights do not come from there.
+    """
     if not has_quantisers(source):
         return
     mine, theirs = dict(_ours(target)), dict(_ours(source))
@@ -92,7 +95,15 @@ def take_form(target: Any, source: nn.Module) -> None:
         if type(theirs.get(number)) is type(row) and fusion.is_folded(theirs[number]) and not fusion.is_folded(row)
     ]
     for number in folded:
-        target.model[number] = merged(mine[number])
+        row = merged(mine[number])
+        if _has_layers_of(row, theirs[number]):
+            target.model[number] = row
+
+
+def _has_layers_of(row: nn.Module, other: nn.Module) -> bool:
+    """Whether each parameter of a row has its counterpart in the other; channels of the image may differ."""
+    there = dict(other.named_parameters())
+    return all(name in there and there[name].shape[:1] == own.shape[:1] for name, own in row.named_parameters())
 
 
 def without_quantisers(model: nn.Module) -> nn.Module:

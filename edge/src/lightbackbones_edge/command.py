@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -66,9 +67,18 @@ def find_sources(source: Path, out: Path) -> list[Path]:
     files = [file for file in candidates if file.suffix.lower() in suffixes]
     if not files:
         raise ValueError(f"{source} has no picture or video (looked for {', '.join(sorted(suffixes))}).")
-    if files[0].resolve().parent == out.resolve():
+    if out.resolve() in {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}:
         raise ValueError(f"--out {out} is where the pictures come from: they would be overwritten.")
+    names = Counter(target_of(file, out) for file in files)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two files of {source} would be saved as {twice}. Rename one of them.")
     return files
+
+
+def target_of(file: Path, out: Path) -> Path:
+    """Where a picture or video with its boxes goes; all videos become MP4."""
+    return out / (f"{file.stem}.mp4" if file.suffix.lower() in VIDEO_SUFFIXES else file.name)
 
 
 def process_picture(detector: Detector, file: Path, out: Path, conf: float, iou: float) -> None:
@@ -79,7 +89,7 @@ def process_picture(detector: Detector, file: Path, out: Path, conf: float, iou:
     started = time.perf_counter()
     found = detector(image, conf=conf, iou=iou)
     milliseconds = (time.perf_counter() - started) * 1000
-    target = out / file.name
+    target = target_of(file, out)
     save(target, draw(image, found, detector.info))
     print(f"{file}: {len(found.scores)} found in {milliseconds:.1f} ms, saved as {target}")
     for line in describe(found, detector):
@@ -89,7 +99,7 @@ def process_picture(detector: Detector, file: Path, out: Path, conf: float, iou:
 def process_video(detector: Detector, file: Path, out: Path, conf: float, iou: float) -> None:
     """Find objects in each frame of a video, and save it."""
     video = cv2.VideoCapture(str(file))
-    target = out / f"{file.stem}.mp4"
+    target = target_of(file, out)
     writer, started, count = cv2.VideoWriter(), time.perf_counter(), 0
     with whole(target) as unfinished:
         try:

@@ -36,6 +36,11 @@ class ModelInfo:
             raise ValueError(
                 f"This is a model for the task {reprlib.repr(task)}; lightbackbones-edge reads 'detect' only."
             )
+        if str(metadata.get("head", "")).startswith("RTDETR"):
+            raise ValueError(
+                "This is an RT-DETR, whose boxes lightbackbones-edge does not read: they are shares of an image that "
+                "is stretched. Run it with `yolo predict`."
+            )
         channels = literal(metadata, "channels", int, 3)
         if channels != 3:
             raise ValueError(f"This model reads {channels} channels; lightbackbones-edge feeds colour images (3).")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 KEYS = {
-    *("task", "imgsz", "names", "channels", "end2end", "args"),
+    *("task", "head", "imgsz", "names", "channels", "end2end", "args"),
     *("raw_head", "raw_strides", "raw_reg_max", "raw_end2end", "raw_max_det"),
 }
 """What is read of a metadata.yaml; the rest of the file is skipped unread."""
@@ -52,7 +52,7 @@ def _value(path: Path, key: str, lines: list[str]) -> Any:
     first, *rest = lines
     try:
         if first.strip() or not "".join(rest).strip():
-            return _literal(_scalar(lines)) if key != "task" else _scalar(lines)
+            return _literal(_scalar(lines)) if key not in ("task", "head") else _scalar(lines)
         if key == "args":
             found = {name.strip(): text for name, text in _entries(rest)}
             return {name: _literal_or_text(_scalar(found[name])) for name in sorted(ARGUMENTS & found.keys())}
