@@ -135,7 +135,7 @@ def test_openvino_of_a_wide_image_in_words(folder: Path) -> None:
     result = run("best.pt", "--for", "intel-cpu", "--images", "pictures", "--imgsz", "64,96")
     assert result.exit_code == 0, result.output
     assert re.search(r"^4 images, \d+ boxes: worst box [\d.e-]+ px, worst score", result.stdout, re.MULTILINE)
-    assert re.search(r"^Proven: the tolerance is 0\.1? ?\d*", result.stdout, re.MULTILINE)
+    assert re.search(r"^Proven: scores and IoU change by at most 0\.1?", result.stdout, re.MULTILINE)
     assert re.search(r"^Wrote best_openvino_model, \d+\.\d MB\.$", result.stdout, re.MULTILINE)
     assert names(folder) == {*GIVEN, "best_openvino_model"}
     assert {"best.xml", "best.bin", "metadata.yaml", "mine.txt"} <= names(folder / "best_openvino_model")
@@ -280,7 +280,7 @@ def test_the_tolerance_can_be_wider(folder: Path, monkeypatch: pytest.MonkeyPatc
     broken(lower, monkeypatch)
     result = run(*TORCHSCRIPT, "--tolerance", "0.15")
     assert result.exit_code == 0, result.output
-    assert "Proven: the tolerance is 0.15 of boxes." in result.stdout
+    assert "Proven: scores and IoU change by at most 0.15." in result.stdout
 
 
 @pytest.mark.parametrize(("file", "tolerance", "kept"), [(0.801, (), True), (0.7, (), False), (0.7, (0.2,), True)])
@@ -362,7 +362,7 @@ ONNX = ("best.pt", "--format", "onnx", "--images", "pictures")
         ((*ONNX, "--quantize", "4"), "--quantize is '4'; format onnx can be 32, 16, 8."),
         ((*ONNX, "--quantize", "w8a16"), "--quantize is 'w8a16'; format onnx can be 32, 16, 8."),
         (("best.pt", "--format", "ncnn", "--quantize", "8"), "--quantize is '8'; format ncnn can be 32, 16."),
-        ((*ONNX, "--quantize", "8"), "is calibrated on images. Give the data set"),
+        ((*ONNX, "--quantize", "8"), "needs images to calibrate with. Give the data set"),
         (("best.pt", "--format", "onnx"), "compared with PyTorch on images. Give some"),
         (("best.pt", "--format", "onnx", "--images", "nowhere"), "There is no folder or file nowhere."),
         (("best.pt", "--format", "onnx", "--images", "data.yaml"), "data.yaml has no image that Ultralytics reads"),

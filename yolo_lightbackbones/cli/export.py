@@ -28,7 +28,10 @@ def export(
         str | None, typer.Option("--for", help="A device of the table (--list), instead of format and options.")
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", help="16, 8, w8a16 or w8a32, as far as the format can; 8 takes --data.")
+        str | None,
+        typer.Option(
+            "--quantize", help="16, 8, w8a16, w8a32, or 32 for float, as far as the format can; 8 takes --data."
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Data YAML: calibrates INT8, and mAP is measured on its val split.")
@@ -134,13 +137,15 @@ def _read(
             found = export_request.data_set(data, classes)
         elif request.calibrates and not export_request.is_quantised(target.module):
             raise UserError(
-                f"{request.format} with integer activations is calibrated on images. Give the data set that the model "
-                "was trained on: --data data.yaml."
+                f"INT8 for {request.format} needs images to calibrate with. Give the data set that the model was "
+                "trained on: --data data.yaml."
             )
         unproven = proof.runs_elsewhere(request.format)
         if head is None and unproven is None:
             unproven = f"this command compares boxes, and the task of the model is {target.module.task}"
-        wanted = [] if unproven and images is None else export_request.images(images, found, f"A {request.format} file")
+        wanted = (
+            [] if unproven and images is None else export_request.images(images, found, f"The {request.format} file")
+        )
     return export_run.Job(Path(model), folder, target, request, size, found, head, wanted, limit, unproven)
 
 
@@ -176,11 +181,13 @@ def _print(document: dict[str, Any]) -> None:
         if maps := document["map50_95"]:
             change = maps["file"] - maps["pytorch"]
             lines.append(f"mAP50-95: {maps['file']:.4f}, PyTorch {maps['pytorch']:.4f} ({change:+.4f})")
-        lines.append(f"{document['latency_ms']:.1f} ms an image, {document['ratio']:.2f} times folded PyTorch's")
+        lines.append(f"{document['latency_ms']:.1f} ms per image, {document['ratio']:.2f} of folded PyTorch's time")
         tolerance = document["tolerance"]
-        lines.append(f"Proven: the tolerance is {tolerance['limit']:g} of {tolerance['of']}.")
+        changes = "scores and IoU change" if tolerance["of"] == "boxes" else "mAP50-95 changes"
+        lines.append(f"Proven: {changes} by at most {tolerance['limit']:g}.")
     else:
         lines = [f"Not proven: {document['not_proven']}."]
     for line in lines:
         console.print(line, markup=False)
-    console.print(f"Wrote {document['file']}, {document['megabytes']:.1f} MB.", markup=False)
+    head = ", with a raw head" if document["raw_head"] else ""
+    console.print(f"Wrote {document['file']}, {document['megabytes']:.1f} MB{head}.", markup=False)

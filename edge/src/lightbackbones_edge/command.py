@@ -66,7 +66,9 @@ def find_sources(source: Path, out: Path) -> list[Path]:
     candidates = sorted(source.iterdir()) if source.is_dir() else [source]
     files = [file for file in candidates if file.suffix.lower() in suffixes]
     if not files:
-        raise ValueError(f"{source} has no picture or video (looked for {', '.join(sorted(suffixes))}).")
+        raise ValueError(
+            f"{source} is not a picture, a video or a folder with some (known: {', '.join(sorted(suffixes))})."
+        )
     if out.resolve() in {folder.resolve() for file in files for folder in (file.parent, file.resolve().parent)}:
         raise ValueError(f"--out {out} is where the pictures come from: they would be overwritten.")
     names = Counter(target_of(file, out) for file in files)

@@ -56,7 +56,7 @@ def load(path: Path, runtime: str | None = None) -> Runtime:
     file = find_model(path)
     entry = RUNTIMES[runtime] if runtime else next(e for e in RUNTIMES.values() if e.suffix == file.suffix)
     if entry.suffix != file.suffix:
-        raise ValueError(f"{runtime} runs {entry.suffix} files, and {file} is none.")
+        raise ValueError(f"The runtime {runtime} needs {entry.suffix} files, and {file} is another.")
     return entry.load(file)
 
 
@@ -67,7 +67,9 @@ def find_model(path: Path) -> Path:
     candidates = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [file for file in candidates if file.suffix in SUFFIXES]
     if not files:
-        raise ValueError(f"{path} is none of the model files that can be run here ({', '.join(SUFFIXES)}).")
+        raise ValueError(
+            f"{path} is none of the model files that can be run here ({', '.join(SUFFIXES)}). Export it first."
+        )
     if len(files) > 1:
         raise ValueError(f"{path} holds more than one model: name one of {', '.join(f.name for f in files)}.")
     return files[0]
