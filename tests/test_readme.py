@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -61,3 +62,20 @@ def test_the_number_of_model_yamls_is_right() -> None:
     number = re.search(r"`cfg/` has (\d+) model YAMLs", README)
     assert number
     assert int(number[1]) == len(list((REPOSITORY / "cfg").glob("*.yaml")))
+
+
+RAW = ("litert quantize=8", "litert quantize=w8a16", "rknn quantize=8")
+"""The formats whose figures are in the READMEs, in this order."""
+
+
+def test_what_raw_heads_cost_is_what_was_measured() -> None:
+    rows = json.loads((REPOSITORY / "docs" / "raw-heads.json").read_text(encoding="utf-8"))
+    for text in (README, CHINESE):
+        (said,) = (line for line in text.replace("\nchanges", " changes").splitlines() if "RKNN INT8" in line)
+        figures = [float(figure) for figure in re.findall(r"0\.00\d\d", said)]
+        for format, figure in zip(
+            ("litert quantize=8", "litert quantize=w8a16", "rknn quantize=8"), figures, strict=True
+        ):
+            own = [row for row in rows if row["format"] == format and row["raw"]]
+            assert len({(row["data"], row["model"]) for row in own}) == 8, "four families, two data sets"
+            assert max(round(abs(row["map"] - row["reference_map"]), 4) for row in own) == figure
