@@ -1,4 +1,4 @@
-"""What is compared: our backbone, and its reference with the same weights."""
+"""Our backbone and its reference, which has the same weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def resolve(names: list[str]) -> list[str]:
 
 
 def opponent(model: str) -> str:
-    """What the model is compared with."""
+    """Name of the model that this one is compared with."""
     return "timm" if model.startswith("timm/") else "reference"
 
 

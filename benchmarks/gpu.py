@@ -1,4 +1,4 @@
-"""What only a CUDA machine can say: TensorRT engines and training steps of every family, beside the stock models.
+"""Measures TensorRT engines and training steps of every family beside the stock models, on a CUDA machine.
 
     python benchmarks/gpu.py --out FOLDER              # under 8 minutes, on a machine with CUDA and TensorRT
     python benchmarks/gpu.py --out FOLDER --dry-run    # on a CPU: ONNX instead of TensorRT, small images, few steps
