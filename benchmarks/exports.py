@@ -21,14 +21,13 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from formats import FORMATS, OVERLAYS, Format, overlay_of, versions
+from formats import FORMATS, OVERLAYS, Format, run_apart, versions
 from pages import with_part
 
 from yolo_lightbackbones.plugin.proof import LIMITS
@@ -155,21 +154,6 @@ def _awake_detector(family: str) -> Any:
 # --- the matrix -------------------------------------------------------------------------------------------------------
 
 
-def run_apart(chosen: Format, *job: Any) -> Row:
-    """`measure` in a new process; what went wrong there is a result, too."""
-    overlay = overlay_of(chosen)
-    paths = [str(p) for p in (overlay, os.environ.get("PYTHONPATH")) if p]
-    environment = {**os.environ, "YOLO_AUTOINSTALL": "false", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, __file__, "--job", json.dumps([FORMATS.index(chosen), *job])]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
-    if process.returncode or not lines:
-        reason = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
-        return {"failed": reason[:200]}
-    result: Row = json.loads(lines[-1].removeprefix("RESULT "))
-    return result
-
-
 def table(rows: list[Row]) -> str:
     lines = [
         "| format | family | size, MB | worst box, px | worst score | mAP50-95 | ms | ms / PyTorch's | versions |",
@@ -235,7 +219,7 @@ def main() -> None:
         if arguments.only and chosen.label not in arguments.only:
             continue
         for family in arguments.families:
-            result = run_apart(chosen, family, trained.get(family), options)
+            result = run_apart(__file__, chosen, FORMATS.index(chosen), family, trained.get(family), options)
             own = {"format": chosen.label, "family": family, "precision": chosen.precision, "note": chosen.note}
             row = {**where, **own, **result, "versions": versions(chosen)}
             results[_key(row)] = row

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -26,8 +28,9 @@ from yolo_lightbackbones.plugin import formats as table
 from yolo_lightbackbones.plugin.proof import Precision
 from yolo_lightbackbones.writing import write_text
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "exports.md"
-OVERLAYS = Path(__file__).resolve().parent.parent / ".export"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "exports.md"
+OVERLAYS = ROOT / ".export"
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,26 @@ def overlay_of(chosen: Format) -> Path | None:
         subprocess.run([*pip, *chosen.overlay], check=True)
         stamp.write_text(wanted)
     return folder
+
+
+def run_apart(script: str, chosen: Format, *job: Any) -> dict[str, Any]:
+    """Run `script --job JOB` in a new process with the packages of a format; what went wrong there is a result, too.
+
+    Args:
+        script: prints a line "RESULT " and an object of JSON.
+        chosen: the format.
+        job: what the script is given, as JSON.
+    """
+    paths = [str(path) for path in (overlay_of(chosen), ROOT, os.environ.get("PYTHONPATH")) if path]
+    environment = {**os.environ, "YOLO_AUTOINSTALL": "false", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, script, "--job", json.dumps(job)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
+    if process.returncode or not lines:
+        reason = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
+        return {"failed": reason[:200]}
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
 
 
 def versions(chosen: Format) -> str:

@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """How large everything is, on a GPU and in a dry run."""
+    """Sizes of the images, batches and loops: those for a GPU by default, smaller ones in a dry run."""
 
     device: str = "cuda:0"
     format: str = "engine"

@@ -25,7 +25,7 @@ Run = Callable[[Array], Sequence[Array]]
 Row = dict[str, Any]
 LEAST_ROUNDS = 5
 KEY = ("kind", "model", "runtime", "size", "batch", "threads", "machine", "clock")
-"""What tells rows apart: a later run keeps the rows that it finds."""
+"""Keys of a row that identify it. A later run does not measure a row again that the file already has."""
 
 
 class DifferentResultsError(ValueError):

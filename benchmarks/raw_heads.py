@@ -1,4 +1,4 @@
-"""What INT8 costs with the decoded output of `yolo export` and with a raw head, in every format with INT8.
+"""Measures how much mAP INT8 costs in every format, with the decoded output of `yolo export` and with a raw head.
 
     python benchmarks/raw_heads.py --data digits.yaml --imgsz 128 yolov5n_edgevit=best.pt ... [--only FORMAT ...]
 
@@ -17,15 +17,13 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from formats import FORMATS, Format, overlay_of, versions
+from formats import FORMATS, Format, run_apart, versions
 from pages import with_part
 
 from yolo_lightbackbones.plugin.proof import LIMITS
@@ -120,20 +118,6 @@ def _on_simulator(rknn: Any, folder: Path) -> Any:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def run_apart(chosen: Format, *job: Any) -> Row:
-    """`measure` in a new process; what went wrong there is a result, too."""
-    paths = [str(path) for path in (overlay_of(chosen), ROOT, os.environ.get("PYTHONPATH")) if path]
-    environment = {**os.environ, "YOLO_AUTOINSTALL": "false", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, __file__, "--job", json.dumps([int8_formats().index(chosen), *job])]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = [line for line in process.stdout.splitlines() if line.startswith("RESULT ")]
-    if process.returncode or not lines:
-        reason = (process.stderr.strip() or process.stdout.strip() or "no output").splitlines()[-1]
-        return {"failed": reason[:200]}
-    row: Row = json.loads(lines[-1].removeprefix("RESULT "))
-    return row
-
-
 def key_of(row: Row) -> tuple[str, str, str, bool]:
     return row["data"], row["format"], row["model"], row["raw"]
 
@@ -210,7 +194,9 @@ def main() -> None:
                 same = [row for row in known if (row["data"], row["model"]) == (own["data"], model)]
                 reference = same[0]["reference_map"] if same and not arguments.again else None
                 given = {"data": arguments.data, "imgsz": arguments.imgsz}
-                result = run_apart(chosen, str(Path(file).resolve()), {**given, "raw": raw, "reference": reference})
+                options = {**given, "raw": raw, "reference": reference}
+                job = (int8_formats().index(chosen), str(Path(file).resolve()), options)
+                result = run_apart(__file__, chosen, *job)
                 row = {**own, "imgsz": arguments.imgsz, **result, "versions": versions(chosen)}
                 results[key_of(row)] = row
                 print(table([row]).splitlines()[-1], flush=True)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -489,25 +488,11 @@ def test_an_image_is_letterboxed_as_for_an_exported_file(tmp_path: Path) -> None
         proof.letterboxed(tmp_path / "red.png", (64, 64), channels=6)
 
 
-def test_raw_heads_are_asked_for(folder: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import contextlib
-    from types import SimpleNamespace
-
-    asked = []
-
-    @contextlib.contextmanager
-    def ask() -> Any:
-        asked.append("begin")
-        yield
-        asked.append("end")
-
-    def export(detector: YOLO, **_: Any) -> str:
-        asked.append("export")
-        return str(shutil.copy(made / "best.torchscript", Path(detector.ckpt_path).with_suffix(".torchscript")))
-
-    monkeypatch.setattr(YOLO, "export", export)
-    monkeypatch.setitem(sys.modules, "yolo_lightbackbones.plugin.raw_heads", SimpleNamespace(asked=ask))  # type: ignore[misc]
-    monkeypatch.setattr(plugin, "raw_heads", SimpleNamespace(asked=ask), raising=False)
+def test_a_raw_head_is_written_and_proven(folder: Path) -> None:
     result = run(*TORCHSCRIPT, "--raw-head", "--json")
-    assert asked == ["begin", "export", "end"]
-    assert json.loads(result.stdout)["raw_head"] is True
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["raw_head"], found["proven"]) == (True, True)
+    assert found["score"] < 1e-4
+    maps = torch.jit.load(folder / "best.torchscript")(torch.zeros(1, 3, 64, 64))
+    assert [tuple(one.shape[2:]) for one in maps] == [(8, 8)] * 2 + [(4, 4)] * 2 + [(2, 2)] * 2

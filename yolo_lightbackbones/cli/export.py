@@ -121,8 +121,6 @@ def _read(
         plugin.register()  # where autoload is off
         limit = export_request.tolerance(tolerance)
         request = export_request.read(format, quantize, raw_head, device)
-        if request.raw_head:
-            export_run.raw_heads()
         folder = Path(model).parent if output is None else output
         if output is not None and not output.is_dir():
             raise UserError(f"There is no folder {output} to write to. Create it first.")

@@ -55,19 +55,6 @@ class Job:
     unproven: str | None
 
 
-def raw_heads() -> Any:
-    """The module with `asked()`, inside which exports write raw heads.
-
-    Raises:
-        UserError: if this version of the package has none.
-    """
-    try:
-        from yolo_lightbackbones.plugin import raw_heads
-    except ImportError as error:
-        raise UserError("Raw heads are not in this version of yolo_lightbackbones; leave --raw-head out.") from error
-    return raw_heads
-
-
 # --- exporting --------------------------------------------------------------------------------------------------------
 
 
@@ -135,10 +122,11 @@ def _detector(checkpoint: Path) -> Any:
 
 
 def _exported(detector: Any, job: Job) -> Path:
+    from yolo_lightbackbones.plugin import raw_heads
     from yolo_lightbackbones.writing import CANNOT_WRITE
 
     data = {"data": str(job.data.file)} if job.request.calibrates and job.data else {}
-    asked = raw_heads().asked() if job.request.raw_head else contextlib.nullcontext()
+    asked = raw_heads.asked() if job.request.raw_head else contextlib.nullcontext()
     try:
         with asked:
             return Path(str(detector.export(imgsz=list(job.size), **job.request.arguments, **data)))
